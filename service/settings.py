@@ -1,0 +1,374 @@
+"""Every setting of the service in one frozen record, read once from a TOML file, the environment and the command line.
+
+Later sources win: default, file, `FALCONET_*` environment, command line. A name that no setting has is refused wherever
+it stands, so that a misspelt limit never runs as its default.
+"""
+
+import difflib
+import math
+import os
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from features.errors import UsageError
+
+PREFIX = "FALCONET_"
+CONFIG_VARIABLE = "FALCONET_CONFIG"
+"""Names the TOML file where the command line gives none; the only variable that is not itself a setting."""
+
+SECRET = {"secret": True}
+_MASK = "***"
+
+# Kafka's own rule for topic names; a name outside it fails at the broker with a far less clear error.
+Topic = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", extra={"range": "1 to 249 of A-Z a-z 0-9 . _ -"})]
+_NAME = Meta(min_length=1, max_length=249, extra={"range": "1 to 249 characters"})
+File = Annotated[Annotated[str, Meta(min_length=1)] | None, Meta(extra={"range": "a path"})]
+_HOST = Meta(min_length=1, extra={"range": "a host name or an IP address"})
+
+# Kubernetes sets such variables for each Service of the namespace unless the pod says `enableServiceLinks: false`.
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What an operator may change; make it with `load`, which checks types, ranges and how settings go together."""
+
+    bootstrap_servers: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^\s,]+:\d{1,5}(,[^\s,]+:\d{1,5})*\Z",
+            extra={"range": "host:port[,host:port…]"},
+            description="Kafka brokers to ask first.",
+        ),
+    ] = "127.0.0.1:9092"
+    kafka_client: Annotated[
+        Literal["kafka-python", "confluent-kafka"],
+        Meta(description="Kafka client library; confluent-kafka is faster and needs the `confluent` extra."),
+    ] = "kafka-python"
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Meta(description="How to speak to the brokers."),
+    ] = "PLAINTEXT"
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None,
+        Meta(description="How to log in, with a SASL security protocol."),
+    ] = None
+    sasl_username: Annotated[str | None, Meta(description="Login name, with a SASL security protocol.")] = None
+    sasl_password: Annotated[
+        str | None,
+        Meta(description="Password, with a SASL security protocol; never shown.", extra=SECRET),
+    ] = None
+    sasl_password_file: Annotated[
+        File,
+        Meta(description="File that holds the password, such as a mounted secret; its last newline is dropped."),
+    ] = None
+    ssl_cafile: Annotated[
+        File, Meta(description="PEM file of the authority that signed the brokers' certificates.")
+    ] = None
+    ssl_certfile: Annotated[File, Meta(description="PEM file of the client certificate.")] = None
+    ssl_keyfile: Annotated[File, Meta(description="PEM file of the client certificate's key.")] = None
+
+    group_id: Annotated[str, _NAME, Meta(description="Consumer group that holds the committed offsets.")] = "falconet"
+    transactional_id: Annotated[
+        str,
+        _NAME,
+        Meta(description="Identity of the transactional producer; a second holder fences the first."),
+    ] = "falconet"
+    transactions_topic: Annotated[Topic, Meta(description="Topic to read transactions from.")] = "transactions"
+    scores_topic: Annotated[Topic, Meta(description="Topic to write one score per accepted transaction to.")] = "scores"
+    alerts_topic: Annotated[Topic, Meta(description="Topic to write scores that are not `allow` to.")] = "alerts"
+    dlq_topic: Annotated[Topic, Meta(description="Dead-letter topic for messages that are no transaction.")] = (
+        "transactions.dlq"
+    )
+    create_topics: Annotated[bool, Meta(description="Create missing topics at start; otherwise refuse to start.")] = (
+        True
+    )
+    partitions: Annotated[int, Meta(ge=1, le=10_000, description="Partitions of each topic that is created.")] = 1
+    replication_factor: Annotated[int, Meta(ge=1, le=100, description="Copies of each topic that is created.")] = 1
+
+    batch_records_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="Most records scored and committed in one Kafka transaction.")
+    ] = 2000
+    batch_seconds_max: Annotated[
+        float,
+        Meta(gt=0, le=10, description="Longest that a batch keeps collecting while records keep coming."),
+    ] = 0.05
+    poll_seconds: Annotated[float, Meta(gt=0, le=10, description="Longest wait for the first record of a batch.")] = 0.2
+    message_bytes_max: Annotated[
+        int, Meta(ge=1024, le=104_857_600, description="Largest message that is decoded; larger ones are rejected.")
+    ] = 1_048_576
+    chain_id: Annotated[
+        int, Meta(ge=0, le=2**63 - 1, description="Chain of a transaction that names none (1 is Ethereum mainnet).")
+    ] = 1
+
+    accounts_max: Annotated[
+        int, Meta(ge=1, le=100_000_000, description="Accounts kept in memory, at most 256 bytes each.")
+    ] = 1_000_000
+    pairs_max: Annotated[int, Meta(ge=1, le=200_000_000, description="Sender and recipient pairs kept in memory.")] = (
+        2_000_000
+    )
+    state_dir: Annotated[Path, Meta(description="Folder of the saved account state.")] = Path("state")
+    model: Annotated[str, Meta(description="Path of the model artefact; empty means the packaged champion.")] = ""
+    screening_lists: Annotated[
+        tuple[Path, ...],
+        Meta(
+            description="CSV files of listed addresses (address,list,known_from); comma-separated in the environment."
+        ),
+    ] = ()
+    shadow_share: Annotated[
+        float, Meta(ge=0, le=1, description="Share of transactions that the large model scores in shadow.")
+    ] = 0.001
+
+    metrics_host: Annotated[str, _HOST, Meta(description="Address that the metrics page listens on.")] = "127.0.0.1"
+    metrics_port: Annotated[
+        int, Meta(ge=0, le=65_535, description="Port of the metrics page; 0 takes any free one.")
+    ] = 9464
+    drain_seconds: Annotated[
+        float, Meta(ge=0, le=600, description="Longest that a stop may spend on finishing the batch at hand.")
+    ] = 8.0
+    broker_retry_seconds: Annotated[
+        float, Meta(ge=0, le=86_400, description="Longest outage of Kafka that is retried before the process exits.")
+    ] = 60.0
+
+    def effective(self) -> dict[str, object]:
+        """Return every setting in plain JSON types for the echo at start, secrets masked."""
+        return {name: _plain(getattr(self, name), secret=name in _SECRETS) for name in _TYPES}
+
+
+def load(
+    *,
+    config: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Read the settings from file, environment and command line, the later winning.
+
+    Args:
+        config: TOML file of flat `name = value` lines; None takes the one that `FALCONET_CONFIG` names, if any.
+        overrides: Settings from the command line by name; None as a value means that the option was not given.
+        environment: The process environment.
+
+    Raises:
+        UsageError: An unknown name, a value out of range, settings that contradict each other, an unreadable file.
+    """
+    values: dict[str, object] = {}
+    place = str(config)
+    if config is None and environment.get(CONFIG_VARIABLE):
+        config = Path(environment[CONFIG_VARIABLE])
+        place = f"{config} (from {CONFIG_VARIABLE})"
+    if config is not None:
+        for name, value in _read_toml(config, place).items():
+            values[_known(name, place)] = _convert(name, value, f"{name} in {place}")
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE:
+            name = _known_variable(variable, text)
+            values[name] = _convert(name, _from_text(name, text), variable)
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            values[_known(name, "the command line")] = _convert(name, _from_option(name, value), option)
+    return _checked(values)
+
+
+def markdown_table() -> str:
+    """Render every setting as the Markdown table that the operations page holds, one line each, ending in a newline."""
+    lines = ["| Setting | Environment | Default | Range | Meaning |", "| --- | --- | --- | --- | --- |"]
+    for field in msgspec.structs.fields(Settings):
+        default = _default_text(field.default)
+        cells = (f"`{field.name}`", f"`{PREFIX}{field.name.upper()}`", default, _range(field.name))
+        lines.append("| " + " | ".join([*cells, _extra(field.name, "description")]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _checked(values: dict[str, object]) -> Settings:
+    """Make the settings after checking what concerns several of them, the password file read."""
+    password_file = values.get("sasl_password_file")
+    if password_file is not None:
+        if values.get("sasl_password") is not None:
+            raise UsageError("sasl_password and sasl_password_file are both set; set one of them")
+        values["sasl_password"] = _read_secret(str(password_file))
+    settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
+    _check_login(settings)
+    topics = [settings.transactions_topic, settings.scores_topic, settings.alerts_topic, settings.dlq_topic]
+    for topic in topics:
+        # Scores written to the topic they are read from would be rejected and rewritten for ever.
+        if topics.count(topic) > 1:
+            raise UsageError(f"topic {topic!r} is set twice; transactions, scores, alerts and dlq need a topic each")
+    return settings
+
+
+def _check_login(settings: Settings) -> None:
+    given = [name for name in ("sasl_mechanism", "sasl_username", "sasl_password") if getattr(settings, name)]
+    if settings.security_protocol.startswith("SASL"):
+        missing = {"sasl_mechanism", "sasl_username", "sasl_password"} - set(given)
+        if missing:
+            raise UsageError(f"security_protocol {settings.security_protocol} also needs {', '.join(sorted(missing))}")
+    elif given:
+        raise UsageError(
+            f"{given[0]} is set but security_protocol {settings.security_protocol} does not log in;"
+            " set SASL_SSL or SASL_PLAINTEXT"
+        )
+    if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
+        raise UsageError("ssl_certfile and ssl_keyfile go together; only one of them is set")
+
+
+def _read_toml(path: Path, place: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the settings file {place}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"the settings file {place} is not TOML: {error}") from error
+
+
+def _read_secret(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read sasl_password_file {path}: {error}") from error
+    # Editors and `echo` end a file with a newline that is no part of the password; more of them may be.
+    secret = text.removesuffix("\n").removesuffix("\r")
+    if not secret:
+        raise UsageError(f"sasl_password_file {path} is empty")
+    return secret
+
+
+def _known(name: str, place: str) -> str:
+    """Return the name if it is a setting's, else refuse it and name the closest."""
+    if name in _TYPES:
+        return name
+    raise UsageError(f"unknown setting {name!r} in {place}{_closest(name, '')}")
+
+
+def _known_variable(variable: str, text: str) -> str:
+    """Return the setting that an environment variable sets, refusing what Kubernetes puts there by itself."""
+    # A Service called falconet-metrics sets FALCONET_METRICS_PORT to tcp://10.0.0.1:9464.
+    if _SERVICE_LINK.search(variable) or (variable.endswith("_PORT") and "://" in text):
+        raise UsageError(
+            f"environment variable {variable}={text} is no setting but a Kubernetes service link;"
+            " set `enableServiceLinks: false` in the pod"
+        )
+    name = variable.removeprefix(PREFIX).lower()
+    if name in _TYPES and variable.isupper():
+        return name
+    raise UsageError(f"unknown setting {variable} in the environment{_closest(name, PREFIX)}")
+
+
+def _closest(name: str, prefix: str) -> str:
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), _TYPES, n=1)
+    if not near:
+        return ""
+    return f"; did you mean {prefix + near[0].upper() if prefix else near[0]}?"
+
+
+def _from_text(name: str, text: str) -> object:
+    """Return the value that an environment variable's text stands for, before its type is checked."""
+    bare = _bare(name)
+    if type(None) in get_args(bare):
+        # Compose and Helm write unset variables as empty ones.
+        return text or None
+    if get_origin(bare) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return _number(bare, text)
+
+
+def _from_option(name: str, value: object) -> object:
+    """Return a command-line value in the plain types that a file would hold."""
+    if isinstance(value, str):
+        return _from_text(name, value)
+    if isinstance(value, list | tuple):
+        return [str(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _number(bare: object, text: str) -> object:
+    """Read a number or a truth value, leaving any other text for the type check to refuse with its range."""
+    if bare is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    # `int` and `float` also take blanks, underscores and other scripts' digits, which nobody means in a setting.
+    if bare is int and re.fullmatch(r"-?[0-9]{1,20}", text):
+        return int(text)
+    if bare is float and re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?", text):
+        return float(text)
+    return text
+
+
+def _convert(name: str, value: object, place: str) -> object:
+    """Return a plain value as the field's type, in range."""
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    try:
+        if is_finite and not (isinstance(value, str) and "\0" in value):
+            return msgspec.convert(value, _TYPES[name], dec_hook=_to_path)
+    except msgspec.ValidationError:
+        pass
+    shown = _MASK if name in _SECRETS else repr(value)
+    raise UsageError(f"{place} is {shown}; allowed: {_range(name)}")
+
+
+def _to_path(kind: type, value: object) -> object:
+    if kind is not Path or not isinstance(value, str) or not value:
+        raise ValueError("not a path")
+    return Path(value)
+
+
+def _bare(name: str) -> Any:
+    """Return a setting's type without its annotations."""
+    kind = _TYPES[name]
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return kind
+
+
+def _extra(name: str, key: str) -> Any:
+    """Return what a setting's annotations say under a key, empty if nothing; of several the last counts."""
+    found: Any = ""
+    for meta in get_args(_TYPES[name])[1:]:
+        direct = getattr(meta, key, None)
+        value = direct if direct is not None else (meta.extra or {}).get(key)
+        found = found if value is None else value
+    return found
+
+
+def _range(name: str) -> str:
+    """Return the values that a setting may take, as words for the table and for errors."""
+    kind = _bare(name)
+    stated = _extra(name, "range")
+    if stated:
+        return str(stated)
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(member for member in get_args(kind) if member is not type(None))
+    if get_origin(kind) is Literal:
+        return ", ".join(str(choice) for choice in get_args(kind))
+    if kind in (int, float):
+        low, high = (_extra(name, key) for key in ("ge", "le"))
+        word = "integer" if kind is int else "number"
+        above = _extra(name, "gt")
+        return f"{word} above {above} to {high}" if low == "" else f"{word} from {low} to {high}"
+    words = {bool: "true, false", Path: "a path", str: "any text"}
+    return words.get(kind, "a list of paths")
+
+
+def _default_text(default: object) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default}`" if default not in ("", ()) else "empty"
+
+
+def _plain(value: object, *, secret: bool) -> object:
+    if value is not None and secret:
+        return _MASK
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+_TYPES: dict[str, Any] = get_type_hints(Settings, include_extras=True)
+_SECRETS = frozenset(name for name in _TYPES if _extra(name, "secret"))
