@@ -1,0 +1,295 @@
+"""Every metric of the process in one object, and the page that Prometheus scrapes.
+
+`CATALOGUE` is the only place that names a metric: `Metrics` makes each from it, and the docs' table is rendered from it.
+Counting is done once a batch, never once a transaction: prometheus_client's own histogram costs about 1 µs an
+observation, a tenth of a core at 100,000 transactions a second.
+"""
+
+import math
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Literal, get_args
+from wsgiref.simple_server import WSGIServer
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from features.errors import Reason, UsageError
+
+PREFIX = "falconet_"
+
+Stage = Literal["decode", "features", "score", "encode", "produce"]
+Role = Literal["student", "teacher"]
+Outcome = Literal["scored", "rejected", "skipped"]
+
+SECONDS_BUCKETS = (*(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 2, 5)), 10.0)
+"""1 µs to 10 s in steps of 1, 2 and 5: written as decimals, because 1e-6 * 5 is not 5e-06."""
+
+SCORE_BUCKETS = (
+    0.0001,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.99,
+    1.0,
+)
+"""Fine near 0, where nearly all traffic lies at a real prevalence below 1 in 1,000, and near 1, where it is blocked."""
+
+
+class Spec(Struct, frozen=True):
+    """One row of the catalogue."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    labels: tuple[str, ...]
+    unit: str
+    sentence: str
+
+
+CATALOGUE = (
+    Spec("stage_seconds", "histogram", ("stage",), "seconds", "Time of a stage per transaction: its batch's share."),
+    Spec(
+        "decision_seconds",
+        "histogram",
+        (),
+        "seconds",
+        "From the return of poll to the score handed to the producer, per transaction, waiting in the batch included.",
+    ),
+    Spec(
+        "end_to_end_seconds",
+        "histogram",
+        (),
+        "seconds",
+        "From the Kafka timestamp of a transaction to the commit of its score.",
+    ),
+    Spec("inference_seconds", "histogram", ("model",), "seconds", "Time a model takes per transaction."),
+    Spec("model_info", "info", ("model", "name", "version", "digest"), "", "The models in use, always 1."),
+    Spec("model_bytes", "gauge", ("model",), "bytes", "Size of a model's file."),
+    Spec("transactions_total", "counter", ("outcome",), "messages", "Messages read, by what became of them."),
+    Spec("decisions_total", "counter", ("decision",), "transactions", "Scored transactions, by decision."),
+    Spec("score", "histogram", (), "probability", "Distribution of the scores."),
+    Spec("consumer_lag_records", "gauge", ("partition",), "records", "Records not read yet, markers included."),
+    Spec("state_accounts", "gauge", (), "accounts", "Accounts in the account table."),
+    Spec("state_pairs", "gauge", (), "pairs", "Sender and recipient pairs in the pair table."),
+    Spec("state_evictions_total", "counter", (), "accounts", "Accounts forgotten because the table was full."),
+    Spec("restore_seconds", "gauge", (), "seconds", "Time the last start spent on loading the account state."),
+    Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
+    Spec(
+        "shadow_dropped_total",
+        "counter",
+        (),
+        "transactions",
+        "Sampled transactions that the shadow model never saw because its queue was full.",
+    ),
+)
+"""In the order in which a transaction meets them."""
+
+_SPECS: Mapping[str, Spec] = MappingProxyType({spec.name: spec for spec in CATALOGUE})
+
+
+class Distribution:
+    """Counts of one histogram series; one thread writes, the scraping thread may read at any time."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._edges = np.array(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, n: int = 1) -> None:
+        """Count a value n times, as where every transaction of a batch took the same time; 0.15 µs.
+
+        A negative duration, seen when the clocks of two machines disagree, counts as zero: a sum that falls would read
+        as a restart.
+
+        Raises:
+            ValueError: The value is NaN.
+        """
+        if not value >= 0.0:
+            if math.isnan(value):
+                raise ValueError("a metric cannot observe NaN")
+            value = 0.0
+        self._counts[bisect_left(self._bounds, value)] += n
+        self._sum += value * n
+
+    def observe_all(self, values: NDArray[np.float64]) -> None:
+        """Count each value of an array, as `observe` would; 8 µs for 500.
+
+        Raises:
+            ValueError: A value is NaN.
+        """
+        if np.isnan(values).any():
+            raise ValueError("a metric cannot observe NaN")
+        values = np.maximum(values, 0.0)
+        buckets = np.bincount(np.searchsorted(self._edges, values), minlength=len(self._counts)).tolist()
+        self._counts[:] = [count + more for count, more in zip(self._counts, buckets, strict=True)]
+        self._sum += float(values.sum())
+
+    def cumulative(self) -> tuple[list[tuple[str, float]], float]:
+        """Return (upper bound, number of values up to it) for each bucket, and the sum of all values."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts.copy())), strict=True)), self._sum
+
+
+class Histogram(Collector):
+    """A histogram whose label values are known from the start: another one is a KeyError, never a new series."""
+
+    def __init__(self, spec: Spec, bounds: tuple[float, ...], values: Iterable[str] = ("",)) -> None:
+        self._spec = spec
+        self._series = {value: Distribution(bounds) for value in values}
+
+    def __getitem__(self, value: str) -> Distribution:
+        return self._series[value]
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the family as prometheus_client's own histogram would."""
+        labels = self._spec.labels
+        family = HistogramMetricFamily(PREFIX + self._spec.name, self._spec.sentence, labels=labels)
+        for value, series in self._series.items():
+            buckets, total = series.cumulative()
+            family.add_metric([value] if labels else [], buckets, total)
+        yield family
+
+
+class Metrics:
+    """All metrics of one process, on a registry of their own so that tests can make as many as they need.
+
+    Every series with a closed label set exists from the start at zero: a rate over a series that appears with its first
+    event would miss that event.
+    """
+
+    def __init__(self, *, decisions: Iterable[str] = ("allow", "review", "block")) -> None:
+        # Each counter would otherwise bring a second series with its time of creation, which nothing reads.
+        disable_created_metrics()
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        self.stage_seconds = self._histogram("stage_seconds", SECONDS_BUCKETS, get_args(Stage))
+        self.decision_seconds = self._histogram("decision_seconds", SECONDS_BUCKETS)[""]
+        self.end_to_end_seconds = self._histogram("end_to_end_seconds", SECONDS_BUCKETS)[""]
+        self.inference_seconds = self._histogram("inference_seconds", SECONDS_BUCKETS, get_args(Role))
+        self.score = self._histogram("score", SCORE_BUCKETS)[""]
+        self._model = Info(
+            PREFIX + "model", _SPECS["model_info"].sentence, labelnames=("model",), registry=self.registry
+        )
+        self._model_bytes = self._gauge("model_bytes")
+        self.transactions_total = self._counters("transactions_total", get_args(Outcome))
+        self.decisions_total = self._counters("decisions_total", decisions)
+        self._lag = self._gauge("consumer_lag_records")
+        self._lag_partitions: set[int] = set()
+        self._accounts = self._gauge("state_accounts")
+        self._pairs = self._gauge("state_pairs")
+        self._evictions = self._counter("state_evictions_total")
+        self._n_evicted = 0
+        self.restore_seconds = self._gauge("restore_seconds")
+        self.dlq_total = self._counters("dlq_total", get_args(Reason))
+        self.shadow_dropped_total = self._counter("shadow_dropped_total")
+
+    def set_model(self, role: Role, *, name: str, version: str, digest: str, n_bytes: int) -> None:
+        """Say which model plays a role; the one that played it before disappears."""
+        self._model.labels(role).info({"name": name, "version": version, "digest": digest})
+        self._model_bytes.labels(role).set(n_bytes)
+
+    def set_lag(self, lag: Mapping[int, int]) -> None:
+        """Set the lag of the partitions held; those that went to another consumer disappear."""
+        for partition in self._lag_partitions - set(lag):
+            self._lag.remove(str(partition))
+        self._lag_partitions = set(lag)
+        for partition, n_records in lag.items():
+            self._lag.labels(str(partition)).set(n_records)
+
+    def set_state(self, *, n_accounts: int, n_pairs: int, n_evicted: int) -> None:
+        """Set how full the account state is; `n_evicted` is the table's running count.
+
+        A loaded table goes on counting where it stopped, so the first call belongs before the page is served: a rate
+        then sees no jump at a restart.
+        """
+        self._accounts.set(n_accounts)
+        self._pairs.set(n_pairs)
+        self._evictions.inc(n_evicted - self._n_evicted)
+        self._n_evicted = n_evicted
+
+    def _histogram(self, name: str, bounds: tuple[float, ...], values: Iterable[str] = ("",)) -> Histogram:
+        histogram = Histogram(_SPECS[name], bounds, values)
+        self.registry.register(histogram)
+        return histogram
+
+    def _gauge(self, name: str) -> Gauge:
+        spec = _SPECS[name]
+        return Gauge(PREFIX + name, spec.sentence, labelnames=spec.labels, registry=self.registry)
+
+    def _counter(self, name: str) -> Counter:
+        spec = _SPECS[name]
+        return Counter(PREFIX + name, spec.sentence, labelnames=spec.labels, registry=self.registry)
+
+    def _counters(self, name: str, values: Iterable[str]) -> Mapping[str, Counter]:
+        """Make a counter for each label value, so that counting costs no label lookup."""
+        counter = self._counter(name)
+        return {value: counter.labels(value) for value in values}
+
+
+class Endpoint:
+    """The page being served, until closed."""
+
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
+        self._server = server
+        self._thread = thread
+        self.host, self.port = str(server.server_address[0]), int(server.server_address[1])
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(metrics: Metrics, *, host: str, port: int) -> Endpoint:
+    """Serve the metrics on `http://host:port/metrics` from a thread of its own; port 0 takes any free one.
+
+    Raises:
+        UsageError: The address cannot be listened on: the port is taken, or the host is not ours.
+    """
+    try:
+        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as error:
+        raise UsageError(
+            f"cannot serve metrics on {host}:{port}: {error.strerror or error}; set metrics_host and metrics_port"
+        ) from error
+    return Endpoint(server, thread)
+
+
+def markdown_table() -> str:
+    """Render the catalogue as the Markdown table that the operations page holds, ending in a newline."""
+    lines = ["| Metric | Type | Labels | Unit | Meaning |", "| --- | --- | --- | --- | --- |"]
+    for spec in CATALOGUE:
+        labels = ", ".join(f"`{label}`" for label in spec.labels)
+        lines.append(f"| `{PREFIX}{spec.name}` | {spec.kind} | {labels} | {spec.unit} | {spec.sentence} |")
+    return "\n".join(lines) + "\n"
