@@ -1,0 +1,79 @@
+# Two commands do everything on a fresh machine with Python 3.11: `make demo` and `make test`.
+# Both bring what they need into .venv, from the lock alone, and are quick afterwards.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+WARM := $(VENV)/warm
+DEMO_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+UV_VERSION := 0.13.9
+
+.PHONY: help demo test lint bench docs lock wheel tools clean
+
+help: ## Show the commands.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
+
+demo: $(WARM) ## See simulated traffic go through Kafka, features and the model, for a minute.
+	@$(BIN)/falconet demo $(DEMO_ARGS)
+
+test: $(WARM) tools ## Run all tests, on Apache Kafka where a broker is meant.
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(INSTALLED) ## Check format, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(WARM) tools ## Measure this machine and write docs/bench.json.
+	@$(BIN)/falconet bench --output docs/bench.json $(BENCH_ARGS)
+	@$(BIN)/python -m docs.generate
+
+docs: $(INSTALLED) ## Write the generated tables in README.md and docs/.
+	@$(BIN)/python -m docs.generate
+
+wheel: $(INSTALLED) ## Build the wheel into dist/.
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# Hashes and versions only: no index, no machine's folder, so that any mirror serves it.
+lock: ## Resolve the newest versions that pyproject.toml allows into requirements.lock.
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra confluent --extra demo --group dev --universal \
+		--python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--quiet --output-file requirements.lock
+
+clean: ## Remove the environment and everything built.
+	rm -rf $(VENV) $(VENV)-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis deploy/kafka/target
+	find features models service tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --no-build-isolation: the build backend comes from the lock as well, so that nothing unpinned is fetched.
+$(INSTALLED): requirements.lock pyproject.toml
+	@echo 'Setting up $(VENV): half a minute, once.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Numba sees a change of a kernel's own file, not of a file whose functions it inlines: drop the cache on any change.
+$(WARM): $(INSTALLED) $(wildcard features/*.py models/*.py)
+	@echo 'Compiling the kernels: once per change of theirs.'
+	@rm -f features/__pycache__/*.nb[ci] models/__pycache__/*.nb[ci]
+	@$(BIN)/falconet check --offline
+	@touch $@
+
+# Apache Kafka itself comes through Maven when the first test asks for it.
+# As root on Debian the missing system packages are installed; elsewhere the tests that need them are named as not run.
+tools:
+	@missing=; \
+	command -v java > /dev/null || missing="$$missing default-jre-headless"; \
+	command -v mvn > /dev/null || missing="$$missing maven"; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo "Installing$$missing."; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null; \
+	fi

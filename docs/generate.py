@@ -1,0 +1,157 @@
+"""Write the tables that code knows better than people into the docs, between their markers.
+
+`make docs` runs this; a test compares. A block starts with `<!-- generated: NAME -->` and ends with `<!-- end -->`.
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import typer
+
+from features import schema, transaction
+from service import cli, messages, metrics, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "docs" / "bench.json"
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One measured number."""
+
+    name: str
+    value: float | None
+    unit: str
+    target: str = ""
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What `falconet bench --output docs/bench.json` writes, as far as the README shows it."""
+
+    machine: str
+    commit: str
+    date: str
+    figures: list[Figure]
+
+
+def pages() -> list[Path]:
+    """Return the Markdown files that may hold generated blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def current(text: str) -> str:
+    """Return a page's text with every generated block as the code stands.
+
+    Raises:
+        KeyError: A marker names no table.
+    """
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Render a Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def features_table() -> str:
+    """Return the feature schema in row order, with its fingerprint."""
+    rows = [
+        (str(index), f"`{feature.name}`", feature.unit, feature.meaning, "yes" if feature.trained else "no")
+        for index, feature in enumerate(schema.FEATURES)
+    ]
+    title = f"{schema.N_FEATURES} features, fingerprint `{schema.FINGERPRINT}`.\n\n"
+    return title + table(("Column", "Feature", "Unit", "Meaning", "Trained on"), rows)
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command that can be typed, with its full name."""
+
+    def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+        if isinstance(command, click.Group):
+            for child in command.commands.values():
+                yield from walk(child, f"{name} {child.name}")
+        else:
+            yield name, command
+
+    yield from walk(typer.main.get_command(cli.app), "falconet")
+
+
+def commands_table() -> str:
+    """Return every command with its options."""
+    rows = []
+    for name, command in commands():
+        options = [
+            f"`{parameter.opts[0] if parameter.param_type_name == 'option' else parameter.human_readable_name}`"
+            for parameter in command.params
+            if parameter.opts[0] != "--help"
+        ]
+        rows.append((f"`{name}`", command.get_short_help_str(limit=200), ", ".join(options)))
+    return table(("Command", "What it does", "Options"), rows)
+
+
+def metrics_table() -> str:
+    """Return every metric the service exposes."""
+    return metrics.markdown_table()
+
+
+def record_table(record: type[msgspec.Struct]) -> str:
+    """Return a record's fields with the sentences that stand below them in the source."""
+    body = ast.parse(inspect.getsource(record)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    rows: list[tuple[str, ...]] = []
+    for statement in body.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            rows.append((f"`{statement.target.id}`", f"`{ast.unparse(statement.annotation)}`", ""))
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and rows:
+            rows[-1] = (*rows[-1][:2], " ".join(str(statement.value.value).split()))
+    return table(("Field", "Type", "Meaning"), rows)
+
+
+def figures_table() -> str:
+    """Return the numbers of the last `make bench` with their machine, commit and date."""
+    measured = msgspec.json.decode(FIGURES.read_bytes(), type=Measured)
+    rows = [(figure.name, f"{number(figure.value)} {figure.unit}".strip(), figure.target) for figure in measured.figures]
+    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `make bench`.\n\n"
+    return title + table(("What", "Measured", "Must reach"), rows)
+
+
+def number(value: float | None) -> str:
+    """Return a figure with three significant digits and thousands separators."""
+    if value is None:
+        return "not measured"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "features": features_table,
+    "commands": commands_table,
+    "settings": settings.markdown_table,
+    "metrics": metrics_table,
+    "figures": figures_table,
+    "transaction": lambda: record_table(transaction.Transaction),
+    "score": lambda: record_table(messages.Score),
+    "contribution": lambda: record_table(messages.Contribution),
+    "list-hit": lambda: record_table(messages.ListHit),
+    "source": lambda: record_table(messages.Source),
+}
+
+
+def main() -> None:
+    """Rewrite the pages whose blocks are out of date."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        if current(text) != text:
+            page.write_text(current(text), encoding="utf-8")
+            sys.stdout.write(f"{page.relative_to(ROOT)} written\n")
+
+
+if __name__ == "__main__":
+    main()
