@@ -1,0 +1,168 @@
+"""Files of past transactions as the records the kernel reads: the same 80 bytes as the live path packs, by column."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features.compiled import compiled
+from features.errors import InputError
+from features.transaction import (
+    IS_CREATION,
+    IS_FAILED,
+    IS_STATUS_KNOWN,
+    IS_TOKEN,
+    METHOD_NONE,
+    METHOD_SHIFT,
+    METHOD_UNKNOWN,
+    RECORD_WORDS,
+    TIMESTAMP_MAX,
+    TIMESTAMP_MIN,
+    WEI_PER_ETHER,
+    method_class,
+)
+
+REQUIRED = ("block_timestamp", "from_address", "to_address", "value")
+ADDRESS_LENGTH = 42
+
+
+class Columns(NamedTuple):
+    """A file's transactions in the file's order."""
+
+    records: NDArray[np.uint64]
+    """Packed transactions, shape (n, RECORD_WORDS)."""
+
+    table: pa.Table
+    """The columns they came from."""
+
+
+def read(path: Path) -> Columns:
+    """Read a parquet file of transactions or token transfers with ethereum-etl's column names.
+
+    Without a `method_id` column the method is unknown, with a null in it there is none; a `token_address` column
+    makes the rows token transfers. An address of "" is null.
+
+    Raises:
+        InputError: The file is missing or damaged, lacks a column, or holds a value that no transaction has.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read as parquet: {error}") from error
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}")
+    return Columns(pack_table(table, place=str(path)), table)
+
+
+def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
+    """Pack a table of transactions, shape (n, RECORD_WORDS); `place` names it in errors."""
+    n = table.num_rows
+    records = np.zeros((n, RECORD_WORDS), dtype=np.uint64)
+    names = set(table.column_names)
+    is_token = "token_address" in names
+
+    bad = _parse_addresses(*_strings(table["from_address"]), records, 0)
+    to_data, to_offsets = _strings(table["to_address"])
+    bad = bad if bad >= 0 else _parse_addresses(to_data, to_offsets, records, 3)
+    if bad >= 0:
+        row = table.slice(bad, 1).to_pylist()[0]
+        raise InputError(
+            f"{place}: row {bad} has from_address {row['from_address']!r} and to_address {row['to_address']!r}: "
+            "an address is 0x and 40 hex digits"
+        )
+    records.view(np.float64)[:, 6] = np.nan if is_token else _amounts(table, place)
+
+    time = table["block_timestamp"].cast(pa.int64()).to_numpy()
+    outside = np.flatnonzero((time < TIMESTAMP_MIN) | (time > TIMESTAMP_MAX))
+    if len(outside):
+        raise InputError(
+            f"{place}: row {outside[0]} has block_timestamp {time[outside[0]]}, not {TIMESTAMP_MIN} to {TIMESTAMP_MAX}"
+        )
+    records[:, 7] = time
+
+    flags = np.where(np.diff(to_offsets) == 0, IS_CREATION, 0)
+    flags |= IS_TOKEN if is_token else 0
+    if "receipt_status" in names:
+        status = pc.fill_null(table["receipt_status"].cast(pa.int64()), -1).to_numpy()
+        flags |= np.where(status >= 0, IS_STATUS_KNOWN, 0) | np.where(status == 0, IS_FAILED, 0)
+    flags |= _methods(table) << METHOD_SHIFT
+    records[:, 8] = flags
+    lengths = pc.fill_null(table["input_bytes"].cast(pa.int64()), -1).to_numpy() if "input_bytes" in names else -1
+    records.view(np.int64)[:, 9] = lengths
+    return records
+
+
+def _amounts(table: pa.Table, place: str) -> NDArray[np.float64]:
+    value = table["value"]
+    if not pa.types.is_integer(value.type):
+        value = pc.cast(value, pa.string())
+        digits = pc.match_substring_regex(value, "^[0-9]{1,78}$")
+        if not pc.all(digits).as_py() or value.null_count:
+            bad = pc.index(pc.fill_null(digits, False), False).as_py()
+            raise InputError(f"{place}: row {bad} has value {value[bad].as_py()!r}, not a decimal of 1 to 78 digits")
+    # Arrow parses decimals to the nearest float64, as Python turns an int into a float: bit for bit the live amount.
+    amounts: NDArray[np.float64] = pc.cast(value, pa.float64()).to_numpy() / WEI_PER_ETHER
+    return amounts
+
+
+def _methods(table: pa.Table) -> NDArray[np.int64]:
+    if "method_id" not in table.column_names:
+        return np.full(table.num_rows, METHOD_UNKNOWN, dtype=np.int64)
+    encoded = pc.fill_null(table["method_id"], "").combine_chunks().dictionary_encode()
+    classes = np.array([method_class(selector) for selector in encoded.dictionary.to_pylist()], dtype=np.int64)
+    if not len(classes):
+        return np.full(table.num_rows, METHOD_NONE, dtype=np.int64)
+    result: NDArray[np.int64] = classes[encoded.indices.to_numpy()]
+    return result
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return a string column's bytes and the n + 1 offsets into them; null is the empty string."""
+    array = pc.fill_null(pc.cast(column, pa.large_string()), "").combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], pa.large_string())
+    _, offsets, data = array.buffers()
+    starts = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+    return np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8), starts
+
+
+@compiled
+def _digit(byte: Any) -> Any:
+    if 48 <= byte <= 57:
+        return byte - 48
+    if 97 <= byte <= 102:
+        return byte - 87
+    if 65 <= byte <= 70:
+        return byte - 55
+    return -1
+
+
+@compiled
+def _parse_addresses(data: Any, offsets: Any, records: Any, word: Any) -> Any:
+    """Write addresses into three words of each record; return the first row that holds none, -1 if all do.
+
+    The empty string is allowed in the recipient's place only.
+    """
+    for row in range(offsets.size - 1):
+        start = np.int64(offsets[row])
+        length = np.int64(offsets[row + 1]) - start
+        if length == 0 and word == 3:
+            continue
+        if length != ADDRESS_LENGTH or data[start] != 48 or data[start + 1] != 120:
+            return row
+        for i in range(20):
+            high, low = _digit(np.int64(data[start + 2 + 2 * i])), _digit(np.int64(data[start + 3 + 2 * i]))
+            if high < 0 or low < 0:
+                return row
+            records[row, word + i // 8] |= np.uint64(high * 16 + low) << np.uint64(8 * (i % 8))
+    return -1
+
+
+def by_time(*parts: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the order that sorts the concatenated records by time, equal times in the order given."""
+    return np.argsort(np.concatenate([part[:, 7] for part in parts]), kind="stable")

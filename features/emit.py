@@ -1,0 +1,199 @@
+"""Emit: one feature row from the past as it stands, in the order of the schema."""
+
+import math
+
+import numpy as np
+
+from features import schema
+from features.compiled import compiled
+from features.observe import (
+    weights,
+)
+from features.table import (
+    BUCKET_HORIZON,
+    DAY_S,
+    EPOCH,
+    EPOCH_S,
+    FLAGGED,
+    HALF_LIVES_S,
+    IN_AGE,
+    KNOWN_FROM,
+    LAST_IN,
+    LOGS,
+    MAXIMA,
+    ONWARD,
+    ONWARD_COUNT,
+    PAIR_AMOUNT,
+    PAIR_COUNT,
+    PAIR_LAST,
+    PAIR_WAYS,
+    PASSED,
+    RECIPIENTS,
+    RECIPIENTS_BEFORE,
+    SENDERS,
+    SENDERS_BEFORE,
+    SINCE,
+    SUMS,
+    TINY,
+    TOKEN_IN,
+    UPDATED,
+)
+from features.transaction import (
+    IS_CREATION,
+    IS_FAILED,
+    IS_STATUS_KNOWN,
+    IS_TOKEN,
+    METHOD_SHIFT,
+    METHOD_UNKNOWN,
+)
+
+_LINEAR = np.array(
+    [abs(-64.0 * math.log(max(64 - n, 1) / 64.0)) for n in range(65)], dtype=np.float32
+)  # linear counting (Whang et al., 1990) over 64 bits
+
+_SIDE = schema.side_index
+_MAGNITUDE_1D, _MAGNITUDE_30D = _SIDE("in_magnitude_1d"), _SIDE("in_magnitude_30d")
+_COUNT_BALANCE, _SENDERS_SEEN, _SECONDS_IN = _SIDE("count_balance_30d"), _SIDE("senders"), _SIDE("seconds_since_in")
+_IN_AGE_MEAN, _ONWARD_MEAN, _IN_MAX = _SIDE("in_age"), _SIDE("onward"), _SIDE("in_max")
+_OVER_IN, _TOKEN_SEEN, _EXPOSURE = _SIDE("amount_over_in"), _SIDE("token_in_30d"), _SIDE("exposure_direct")
+_SIDE_LENGTH = len(schema.SENDER_FEATURES)
+
+
+@compiled
+def share(part, whole):
+    """Return part / whole, NaN for 0 / 0."""
+    return part / whole if whole > 0.0 else math.nan
+
+
+@compiled
+def balance(received, paid):
+    """Return (received - paid) / (received + paid), NaN without either."""
+    return share(received - paid, received + paid)
+
+
+@compiled
+def distinct(words, current, previous, behind):
+    """Estimate the distinct accounts in two bitmaps, `behind` periods after the current one was current."""
+    bits = words[current] | words[previous] if behind <= 0 else (words[current] if behind == 1 else np.uint64(0))
+    n = 0
+    while bits != 0:
+        bits &= bits - np.uint64(1)
+        n += 1
+    return _LINEAR[n]
+
+
+@compiled
+def emit_unknown(row, start, known_s):
+    """Write a side without an account: zero where the watched past says so, NaN elsewhere."""
+    for j in range(start, start + _SIDE_LENGTH):
+        row[j] = np.nan
+    for k in range(4):
+        if known_s >= 2 * HALF_LIVES_S[k]:
+            for j in range(4):
+                row[start + 4 * k + j] = 0.0
+    if known_s >= 2 * DAY_S:
+        row[start + _MAGNITUDE_1D + 5] = 0.0
+        row[start + _MAGNITUDE_1D + 6] = 0.0
+    if known_s >= 2 * HALF_LIVES_S[3]:
+        row[start + _MAGNITUDE_30D + 5] = 0.0
+        row[start + _MAGNITUDE_30D + 6] = 0.0
+        for j in (_SENDERS_SEEN, _SENDERS_SEEN + 1, _IN_MAX, _IN_MAX + 1):
+            row[start + j] = 0.0
+        for j in range(_TOKEN_SEEN, _TOKEN_SEEN + 6):
+            row[start + j] = 0.0
+
+
+@compiled
+def emit_moments(row, start, s, j, weight, counts, known):
+    """Write magnitude, spread, balance and new counterparties of one half-life; order as in the schema."""
+    for way in range(2):
+        n = s[counts + way]
+        if n > TINY:
+            mean = s[j + 2 * way] / n
+            row[start + 2 * way] = mean
+            row[start + 2 * way + 1] = math.sqrt(max(s[j + 2 * way + 1] / n - mean * mean, 0.0))
+    row[start + 4] = balance(s[counts + 2], s[counts + 3])
+    if known:
+        row[start + 5] = s[j + 4] * weight
+        row[start + 6] = s[j + 5] * weight
+
+
+@compiled
+def emit_side(table, slot, row, start, amount, time, has_lists, w):
+    """Write one side's columns from its account as it stood before this transaction."""
+    s, times, words = table.f32[slot], table.u32[slot], table.u64[slot]
+    elapsed = max(time - np.int64(times[UPDATED]), 0)
+    known_s = time - np.int64(times[KNOWN_FROM])
+    emit_unknown(row, start, known_s)
+    weights(float(elapsed), w)
+    for k in range(4):
+        if known_s >= 2 * HALF_LIVES_S[k]:
+            for j in range(4):
+                row[start + 4 * k + j] = s[SUMS + 4 * k + j] * w[k]
+    known_30d = known_s >= 2 * HALF_LIVES_S[3]
+    emit_moments(row, start + _MAGNITUDE_1D, s, LOGS, w[1], SUMS + 4, known_s >= 2 * DAY_S)
+    emit_moments(row, start + _MAGNITUDE_30D, s, LOGS + 6, w[3], SUMS + 12, known_30d)
+
+    received, paid = s[SUMS + 12], s[SUMS + 13]
+    j = start + _COUNT_BALANCE
+    row[j] = balance(received, paid)
+    row[j + 1] = share(s[LOGS + 10], received)
+    row[j + 2] = share(s[LOGS + 11], paid)
+    row[j + 3] = share(s[SUMS + 4] * w[1], received * w[3])
+    row[j + 4] = share(s[SUMS + 5] * w[1], paid * w[3])
+
+    behind = time // EPOCH_S - np.int64(times[EPOCH])
+    if known_30d:
+        row[start + _SENDERS_SEEN] = distinct(words, SENDERS, SENDERS_BEFORE, behind)
+        row[start + _SENDERS_SEEN + 1] = distinct(words, RECIPIENTS, RECIPIENTS_BEFORE, behind)
+        for way in range(2):
+            now, before = s[MAXIMA + 2 * way], s[MAXIMA + 2 * way + 1]
+            row[start + _IN_MAX + way] = max(now, before) if behind <= 0 else (now if behind == 1 else 0.0)
+        for i in range(6):
+            row[start + _TOKEN_SEEN + i] = s[TOKEN_IN + i] * w[3]
+    for way in range(2):
+        last = np.int64(times[LAST_IN + way])
+        if last != 0:
+            row[start + _SECONDS_IN + way] = max(time - last, 0)
+        if s[SUMS + 12 + way] > TINY:
+            row[start + _IN_AGE_MEAN + way] = s[IN_AGE + way] / s[SUMS + 12 + way] + elapsed / DAY_S
+    row[start + _IN_AGE_MEAN + 2] = row[start + _IN_AGE_MEAN] - row[start + _IN_AGE_MEAN + 1]
+    row[start + _ONWARD_MEAN] = s[ONWARD] / s[ONWARD_COUNT] if s[ONWARD_COUNT] > TINY else np.nan
+    if amount > 0.0:
+        magnitude = math.log10(amount)
+        row[start + _OVER_IN] = magnitude - row[start + _MAGNITUDE_30D]
+        row[start + _OVER_IN + 1] = magnitude - row[start + _MAGNITUDE_30D + 2]
+        row[start + _OVER_IN + 2] = share(amount, s[SUMS + 6] * w[1])
+    if has_lists:
+        row[start + _EXPOSURE] = share(s[FLAGGED], s[SUMS + 14])
+        row[start + _EXPOSURE + 1] = share(s[PASSED], s[SUMS + 14])
+
+
+@compiled
+def emit_transaction(row, amount, flags, input_bytes, is_self):
+    """Write the columns of the transaction itself."""
+    row[0] = amount
+    row[1] = 1.0 if flags & IS_TOKEN else 0.0
+    row[2] = 1.0 if flags & IS_CREATION else 0.0
+    row[3] = (1.0 if flags & IS_FAILED else 0.0) if flags & IS_STATUS_KNOWN else np.nan
+    method = (flags >> METHOD_SHIFT) & 0xFF
+    row[4] = method if method != METHOD_UNKNOWN else np.nan
+    row[5] = input_bytes if input_bytes >= 0 else np.nan
+    row[6] = 1.0 if is_self else 0.0
+
+
+@compiled
+def emit_pair(table, row, start, pair, spare, alike, time):
+    """Write one direction of the pair's history; absent means none only where the bucket's past is known."""
+    bucket = spare - spare % PAIR_WAYS
+    since = max(table.meta[SINCE], np.int64(table.pairs_u32[bucket, BUCKET_HORIZON]))
+    known = time - since >= 2 * HALF_LIVES_S[3]
+    if pair >= 0:
+        row[start] = table.pairs_f32[pair, PAIR_COUNT]
+        row[start + 1] = table.pairs_f32[pair, PAIR_AMOUNT]
+        row[start + 2] = max(time - np.int64(table.pairs_u32[pair, PAIR_LAST]), 0)
+    else:
+        row[start] = 0.0 if known else np.nan
+        row[start + 1] = 0.0 if known else np.nan
+        row[start + 2] = np.nan
+    row[schema.PAIR_START + 6 + (start - schema.PAIR_START) // 3] = alike

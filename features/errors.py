@@ -1,0 +1,66 @@
+"""Every error the product raises on purpose. A message names the value, the limit and the place.
+
+FalconetError
+├── RejectedError    a bad message: goes to the dead-letter topic with its reason, the stream goes on
+├── UsageError       a wrong setting, option or argument: exit code 2
+├── InputError       a file that is missing, damaged or not what it says it is: exit code 1
+│   ├── ArtifactError    a model artefact
+│   ├── ScreeningError   a list of addresses
+│   └── StateError       a saved account state
+└── BrokerError      a bad world: Kafka refused, vanished or fenced us; retried within a budget, then exit code 1
+"""
+
+from typing import Literal
+
+Reason = Literal[
+    "not_utf8",
+    "not_json",
+    "too_deep",
+    "too_large",
+    "wrong_type",
+    "missing_field",
+    "malformed_address",
+    "malformed_hash",
+    "negative_value",
+    "value_over_256_bit",
+    "timestamp_out_of_range",
+    "unsupported_type",
+]
+"""Why a message was rejected: the closed set that labels `falconet_dlq_total` and the dead-letter header."""
+
+
+class FalconetError(Exception):
+    """Any error raised on purpose."""
+
+
+class RejectedError(FalconetError):
+    """A message that cannot be a transaction."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class UsageError(FalconetError):
+    """A setting, option or argument that cannot be used."""
+
+
+class InputError(FalconetError):
+    """A file that cannot be read as what it should be."""
+
+
+class ArtifactError(InputError):
+    """A model artefact that is damaged, foreign or of another feature schema."""
+
+
+class ScreeningError(InputError):
+    """A list of addresses that cannot be read."""
+
+
+class StateError(InputError):
+    """A saved account state that is damaged or belongs to another schema or topic."""
+
+
+class BrokerError(FalconetError):
+    """Kafka is out of reach, refuses us, or has given our place to another."""
