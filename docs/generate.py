@@ -7,12 +7,12 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import click
 import msgspec
-import typer
+import typer.main
+from typer.core import TyperCommand, TyperGroup
 
 from features import schema, transaction
 from service import cli, messages, metrics, settings
@@ -54,7 +54,7 @@ def current(text: str) -> str:
     return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Render a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
@@ -70,14 +70,14 @@ def features_table() -> str:
     return title + table(("Column", "Feature", "Unit", "Meaning", "Trained on"), rows)
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
+def commands() -> Iterator[tuple[str, TyperCommand]]:
     """Yield every command that can be typed, with its full name."""
 
-    def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-        if isinstance(command, click.Group):
+    def walk(command: object, name: str) -> Iterator[tuple[str, TyperCommand]]:
+        if isinstance(command, TyperGroup):
             for child in command.commands.values():
                 yield from walk(child, f"{name} {child.name}")
-        else:
+        elif isinstance(command, TyperCommand):
             yield name, command
 
     yield from walk(typer.main.get_command(cli.app), "falconet")
@@ -88,7 +88,7 @@ def commands_table() -> str:
     rows = []
     for name, command in commands():
         options = [
-            f"`{parameter.opts[0] if parameter.param_type_name == 'option' else parameter.human_readable_name}`"
+            f"`{parameter.opts[0] if parameter.param_type_name == 'option' else (parameter.name or '').upper()}`"
             for parameter in command.params
             if parameter.opts[0] != "--help"
         ]
@@ -117,7 +117,9 @@ def record_table(record: type[msgspec.Struct]) -> str:
 def figures_table() -> str:
     """Return the numbers of the last `make bench` with their machine, commit and date."""
     measured = msgspec.json.decode(FIGURES.read_bytes(), type=Measured)
-    rows = [(figure.name, f"{number(figure.value)} {figure.unit}".strip(), figure.target) for figure in measured.figures]
+    rows = [
+        (figure.name, f"{number(figure.value)} {figure.unit}".strip(), figure.target) for figure in measured.figures
+    ]
     title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `make bench`.\n\n"
     return title + table(("What", "Measured", "Must reach"), rows)
 
