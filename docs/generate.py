@@ -116,6 +116,8 @@ def record_table(record: type[msgspec.Struct]) -> str:
 
 def figures_table() -> str:
     """Return the numbers of the last `make bench` with their machine, commit and date."""
+    if not FIGURES.exists():
+        return "No figures yet: `make bench` measures this machine and writes them here.\n"
     measured = msgspec.json.decode(FIGURES.read_bytes(), type=Measured)
     rows = [
         (figure.name, f"{number(figure.value)} {figure.unit}".strip(), figure.target) for figure in measured.figures

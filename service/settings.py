@@ -21,7 +21,10 @@ from features.errors import UsageError
 
 PREFIX = "FALCONET_"
 CONFIG_VARIABLE = "FALCONET_CONFIG"
-"""Names the TOML file where the command line gives none; the only variable that is not itself a setting."""
+"""Names the TOML file where the command line gives none."""
+
+DATA_VARIABLE = "FALCONET_DATA"
+"""Names the folder of labelled data for training and tests; with FALCONET_CONFIG the only one that is no setting."""
 
 SECRET = {"secret": True}
 _MASK = "***"
@@ -166,7 +169,7 @@ def load(
         for name, value in _read_toml(config, place).items():
             values[_known(name, place)] = _convert(name, value, f"{name} in {place}")
     for variable, text in environment.items():
-        if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE:
+        if variable.startswith(PREFIX) and variable not in (CONFIG_VARIABLE, DATA_VARIABLE):
             name = _known_variable(variable, text)
             values[name] = _convert(name, _from_text(name, text), variable)
     for name, value in (overrides or {}).items():
