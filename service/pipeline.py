@@ -1,0 +1,178 @@
+"""The main job without the world: messages in, scores, alerts and rejections out, the past updated on the way."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Raw
+from numpy.typing import NDArray
+
+from features import schema
+from features.accounts import Accounts
+from features.errors import RejectedError
+from features.transaction import Transaction, pack, records
+from models.scorer import Scorer
+from service.codec import Decoder, encode_score
+from service.messages import Contribution, ListHit, Rejection, Score, Source
+from service.metrics import Stage
+from service.policy import DECISIONS, Policy
+
+REASONS_MAX = 3
+"""Reasons on a score that is not allowed: an analyst reads no more at a glance."""
+
+
+class Message(NamedTuple):
+    """One Kafka record as it came."""
+
+    value: bytes | None
+    key: bytes | None
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class Verdicts(NamedTuple):
+    """What was decided on a batch of n records, in their order."""
+
+    rows: NDArray[np.float32]
+    """Feature rows, shape (n, N_FEATURES)."""
+
+    probabilities: NDArray[np.float64]
+    decisions: NDArray[np.int8]
+    """Places in `policy.DECISIONS`."""
+
+    hits: NDArray[np.uint32]
+    """List bits: the sender's in the low half, the recipient's in the high half."""
+
+
+class Outputs(NamedTuple):
+    """What a batch of messages became: each is one score, one rejection or one skip."""
+
+    scores: list[tuple[bytes, bytes]]
+    """Key and value of each accepted transaction, in order."""
+
+    alerts: list[tuple[bytes, bytes]]
+    """The scores whose decision is not `allow`."""
+
+    rejections: list[Rejection]
+    n_skipped: int
+    """Tombstones."""
+
+    verdicts: Verdicts
+    """On the accepted transactions, for metrics and the shadow model."""
+
+
+class Pipeline:
+    """Codec, past, model and policy in the order a transaction meets them. Not thread-safe: there is one past."""
+
+    def __init__(self, *, accounts: Accounts, scorer: Scorer, policy: Policy, decoder: Decoder) -> None:
+        self.accounts = accounts
+        self.scorer = scorer
+        self._policy = policy
+        self._decode_one = decoder.decode
+        model = scorer.model
+        self._model = Raw(msgspec.json.encode({"name": model.name, "version": model.version, "digest": model.digest}))
+
+    def process(
+        self, messages: Sequence[Message], *, now_ms: int, tick: Callable[[Stage], None] | None = None
+    ) -> Outputs:
+        """Turn a batch into what it becomes; afterwards its transactions are part of the past.
+
+        Args:
+            messages: In the order of the stream.
+            now_ms: Unix milliseconds, written to the scores.
+            tick: Called at the end of each stage, for its latency.
+        """
+        transactions, sources, rejections, n_skipped = self._decode(messages)
+        if tick is not None:
+            tick("decode")
+        rows, hits = self.accounts.score_rows(records([pack(tx) for tx in transactions]))
+        if tick is not None:
+            tick("features")
+        verdicts = self._judge(rows, hits)
+        if tick is not None:
+            tick("score")
+        scores, alerts = self._encode(transactions, sources, verdicts, now_ms)
+        if tick is not None:
+            tick("encode")
+        return Outputs(scores, alerts, rejections, n_skipped, verdicts)
+
+    def score(self, packed: NDArray[np.uint64]) -> Verdicts:
+        """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""
+        return self._judge(*self.accounts.score_rows(packed))
+
+    def _judge(self, rows: NDArray[np.float32], hits: NDArray[np.uint32]) -> Verdicts:
+        probabilities = self.scorer.probabilities(self.scorer.margins(rows))
+        return Verdicts(rows, probabilities, self._policy.decide(probabilities, rows, hits), hits)
+
+    def _decode(self, messages: Sequence[Message]) -> tuple[list[Transaction], list[Source], list[Rejection], int]:
+        decode = self._decode_one
+        transactions: list[Transaction] = []
+        sources: list[Source] = []
+        rejections: list[Rejection] = []
+        n_skipped = 0
+        for message in messages:
+            value, key, topic, partition, offset, _ = message
+            if not value:
+                n_skipped += 1
+                continue
+            source = Source(topic, partition, offset)
+            try:
+                transactions.append(decode(value))
+            except RejectedError as error:
+                rejections.append(Rejection(value, key, error.reason, error.detail, source))
+            else:
+                sources.append(source)
+        return transactions, sources, rejections, n_skipped
+
+    def _encode(
+        self, transactions: list[Transaction], sources: list[Source], verdicts: Verdicts, now_ms: int
+    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+        model = self._model
+        scores: list[tuple[bytes, bytes]] = []
+        alerts: list[tuple[bytes, bytes]] = []
+        probabilities, decisions = verdicts.probabilities.tolist(), verdicts.decisions.tolist()
+        hits = verdicts.hits.tolist()
+        for i, tx in enumerate(transactions):
+            decision = decisions[i]
+            score = Score(
+                tx.type,
+                tx.chain_id,
+                tx.hash,
+                tx.log_index,
+                tx.block_number,
+                tx.block_timestamp,
+                tx.from_address,
+                tx.to_address,
+                probabilities[i],
+                DECISIONS[decision],
+                self._reasons(verdicts.rows[i]) if decision else [],
+                self._list_hits(tx, hits[i]) if hits[i] else [],
+                model,
+                schema.FINGERPRINT,
+                sources[i],
+                "scored",
+                now_ms,
+            )
+            record = (tx.id.encode(), encode_score(score))
+            scores.append(record)
+            if decision:
+                alerts.append(record)
+        return scores, alerts
+
+    def _reasons(self, row: NDArray[np.float32]) -> list[Contribution]:
+        """Explain one row: rules first, then what raised the model's risk most."""
+        rules = [Contribution(feature, value, 0.0, sentence) for feature, value, sentence in self._policy.rules(row)]
+        raised = [Contribution(*reason) for reason in self.scorer.reasons(row, REASONS_MAX)]
+        return rules + raised
+
+    def _list_hits(self, tx: Transaction, hits: int) -> list[ListHit]:
+        screening = self.accounts.screening
+        if screening is None:
+            return []
+        found = [ListHit(tx.from_address, "from", name) for name in screening.lists(hits & 0xFFFF)]
+        if tx.to_address is not None:
+            found += [ListHit(tx.to_address, "to", name) for name in screening.lists(hits >> 16)]
+        return found
