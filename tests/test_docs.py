@@ -11,7 +11,8 @@ import typer.testing
 
 from docs import generate
 from features.errors import Reason
-from service import cli, metrics
+from service import cli, codec, metrics
+from service.messages import Rejection, Source
 from service.settings import PREFIX, Settings
 
 ROOT = generate.ROOT
@@ -19,6 +20,9 @@ PAGES = generate.pages()
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
 OUTSIDE_SETTINGS = {"FALCONET_CONFIG", "FALCONET_DATA", "FALCONET_TEST_KAFKA_LIBS"}
 """Variables that are no setting of the service."""
+
+REJECTED_FILES = {"service/errors.py"}
+"""ADR 2 names it to say why it is not there."""
 
 
 def read(*names: str) -> str:
@@ -62,7 +66,7 @@ def test_topics_carry_their_default_names() -> None:
 def test_named_metrics_settings_and_files_exist(page: Path) -> None:
     """A metric, an environment variable, a file and a link that a page names is there."""
     text = page.read_text(encoding="utf-8")
-    known_metrics = {metrics.PREFIX + spec.name for spec in metrics.CATALOGUE} | set(header_names())
+    known_metrics = {metrics.PREFIX + spec.name for spec in metrics.CATALOGUE}
     known_variables = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)} | OUTSIDE_SETTINGS
     files = re.findall(r"\b((?:features|models|service|tests|deploy|docs)/[\w/.-]+\.(?:py|md|json|xml|yaml))\b", text)
     links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
@@ -73,13 +77,19 @@ def test_named_metrics_settings_and_files_exist(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-REJECTED_FILES = {"service/errors.py"}
-"""ADR 2 names it to say why it is not there."""
+def test_topics_name_the_fields_and_headers_of_the_codec() -> None:
+    """docs/topics.md has each type's required and optional fields and the dead-letter headers in the codec's order."""
+    text = read("docs/topics.md")
+    rejection = Rejection(b"", None, "not_json", "", Source("transactions", 0, 0))
+    headers = [name for name, _ in codec.encode_rejection(rejection)[2]]
 
+    def row(kind: str, required: tuple[str, ...], optional: tuple[str, ...]) -> str:
+        return f"| `{kind}` | {', '.join(f'`{f}`' for f in required)} | {', '.join(f'`{f}`' for f in optional)} |"
 
-def header_names() -> list[str]:
-    """Return the dead-letter headers that docs/topics.md names."""
-    return re.findall(r"^\| `(falconet_\w+)` \|", read("docs/topics.md"), re.MULTILINE)
+    assert row("transaction", codec.TRANSACTION_REQUIRED, codec.TRANSACTION_OPTIONAL) in text
+    assert row("token_transfer", codec.TOKEN_TRANSFER_REQUIRED, codec.OPTIONAL) in text
+    assert headers == re.findall(r"^\| `(\w+)` \|", text.split("| Header |")[1].split("closed set")[0], re.MULTILINE)
+    assert f"more than {codec.DEPTH_MAX} objects" in text
 
 
 def test_commands_of_the_docs_exist() -> None:
