@@ -149,11 +149,6 @@ class Decoder:
         return _careful(raw, self._chain_id) if tx is None else tx
 
 
-def is_tombstone(raw: bytes | None) -> bool:
-    """Say whether a record's value is empty: such a record deletes its key and holds no transaction."""
-    return not raw
-
-
 def encode_score(score: Score) -> bytes:
     """Return a score, or an alert, as JSON."""
     return _encode(score)

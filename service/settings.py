@@ -167,7 +167,8 @@ def load(
         place = f"{config} (from {CONFIG_VARIABLE})"
     if config is not None:
         for name, value in _read_toml(config, place).items():
-            values[_known(name, place)] = _convert(name, value, f"{name} in {place}")
+            _check_known(name, place)
+            values[name] = _convert(name, value, f"{name} in {place}")
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable not in (CONFIG_VARIABLE, DATA_VARIABLE):
             name = _known_variable(variable, text)
@@ -175,7 +176,8 @@ def load(
     for name, value in (overrides or {}).items():
         if value is not None:
             option = "--" + name.replace("_", "-")
-            values[_known(name, "the command line")] = _convert(name, _from_option(name, value), option)
+            _check_known(name, "the command line")
+            values[name] = _convert(name, _from_option(name, value), option)
     return _checked(values)
 
 
@@ -242,11 +244,10 @@ def _read_secret(path: str) -> str:
     return secret
 
 
-def _known(name: str, place: str) -> str:
-    """Return the name if it is a setting's, else refuse it and name the closest."""
-    if name in _TYPES:
-        return name
-    raise UsageError(f"unknown setting {name!r} in {place}{_closest(name, '')}")
+def _check_known(name: str, place: str) -> None:
+    """Refuse a name that no setting has, and say which is the closest."""
+    if name not in _TYPES:
+        raise UsageError(f"unknown setting {name!r} in {place}{_closest(name, '')}")
 
 
 def _known_variable(variable: str, text: str) -> str:
