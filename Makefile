@@ -60,10 +60,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Numba sees a change of a kernel's own file, not of a file whose functions it inlines: drop the cache on any change.
+# Ahead of the first message, because compiling takes some seconds.
 $(WARM): $(INSTALLED) $(wildcard features/*.py models/*.py)
 	@echo 'Compiling the kernels: once per change of theirs.'
-	@rm -f features/__pycache__/*.nb[ci] models/__pycache__/*.nb[ci]
 	@$(BIN)/falconet check --offline
 	@touch $@
 

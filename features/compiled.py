@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import njit
+
+from features.errors import UsageError
 
 
 def _sources_digest() -> str:
@@ -23,10 +26,23 @@ def _sources_digest() -> str:
 
 
 def cache_dir() -> Path:
-    """Return where machine code is kept: below NUMBA_CACHE_DIR, or the user's cache folder."""
+    """Return where machine code is kept, made sure of: below NUMBA_CACHE_DIR, or the user's cache folder.
+
+    Raises:
+        UsageError: The folder cannot be written, as in a container with neither a home nor the variable.
+    """
     root = os.environ.get("NUMBA_CACHE_DIR")
-    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "falconet"
-    return base / _sources_digest()
+    base = Path(root or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "falconet")
+    try:
+        folder = base.expanduser() / _sources_digest()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Numba tries the same, and goes on without a word or ends with a RuntimeError.
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"no folder for the compiled kernels: {error}; set NUMBA_CACHE_DIR to a writable folder"
+        ) from error
+    return folder
 
 
 setattr(numba.config, "CACHE_DIR", str(cache_dir()))  # noqa: B010 - numba.config has no static attributes

@@ -3,30 +3,27 @@
 import time
 from collections.abc import Iterator
 
-import numpy as np
-
-from features import schema, screening, transaction
+from features import schema, screening
 from features.accounts import ACCOUNTS_MIN, Accounts
 from features.errors import BrokerError
 from features.screening import Screening
 from models import registry
 from models.scorer import Scorer
+from service import policy
+from service.codec import Decoder
+from service.pipeline import Message, Pipeline
 from service.settings import Settings
 
-# Any transaction will do; this one's value moves one ether and its input has no selector.
-_EXAMPLE = transaction.Transaction(
-    type="transaction",
-    hash="0x" + "5c" * 32,
-    log_index=None,
-    chain_id=1,
-    block_number=6_000_000,
-    block_hash=None,
-    block_timestamp=1_532_118_564,
-    transaction_index=None,
-    from_address="0x" + "3f" * 20,
-    to_address="0x" + "1a" * 20,
-    value=10**18,
-    input="0x",
+# Any transaction will do, spelt as ethereum-etl does.
+_EXAMPLE = Message(
+    value=b'{"type": "transaction", "hash": "0x%s", "from_address": "0x%s", "to_address": "0x%s", '
+    b'"value": 1000000000000000000, "input": "0x", "block_number": 6000000, "block_timestamp": 1532118564}'
+    % (b"5c" * 32, b"3f" * 20, b"1a" * 20),
+    key=None,
+    topic="check",
+    partition=0,
+    offset=-1,
+    timestamp_ms=0,
 )
 
 
@@ -48,23 +45,26 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
     lists = screening.read(settings.screening_lists)
     yield f"lists     {lists.n_entries:,} entries on {len(lists.names)} lists"
     started_s = time.perf_counter()
-    warm(scorer, lists)
+    warm(settings, scorer, lists)
     yield f"kernels   ready in {time.perf_counter() - started_s:.1f} s"
     if not is_offline:
         yield from broker(settings)
 
 
-def warm(scorer: Scorer, lists: Screening) -> None:
-    """Run every kernel of the path once, which compiles it or loads it from the cache on disk."""
-    accounts = Accounts(accounts_max=ACCOUNTS_MIN, pairs_max=ACCOUNTS_MIN, screening=lists)
-    packed = transaction.pack(_EXAMPLE)
+def warm(settings: Settings, scorer: Scorer, lists: Screening) -> None:
+    """Send a transaction down the path, which compiles its kernels or loads them from the cache on disk."""
+    pipeline = Pipeline(
+        accounts=Accounts(accounts_max=ACCOUNTS_MIN, pairs_max=ACCOUNTS_MIN, screening=lists),
+        scorer=scorer,
+        policy=policy.policy(scorer.thresholds, lists),
+        decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
+    )
     # One row and several take different kernels.
-    for n_rows in (1, 2):
-        rows, _ = accounts.score_rows(transaction.records([packed] * n_rows))
-        probabilities = scorer.probabilities(scorer.margins(rows))
-        scorer.reasons(rows[0], 1)
-        assert rows.shape == (n_rows, schema.N_FEATURES)
-        assert np.all((probabilities >= 0) & (probabilities <= 1))
+    for n_messages in (1, 2):
+        outputs = pipeline.process([_EXAMPLE] * n_messages, now_ms=0)
+        assert len(outputs.scores) == n_messages, outputs.rejections
+        # Its own call, because a transaction that is allowed gets no reasons.
+        scorer.reasons(outputs.verdicts.rows[0], 1)
 
 
 def broker(settings: Settings) -> Iterator[str]:
