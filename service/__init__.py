@@ -1,0 +1,1 @@
+"""The application: what stands between Kafka and the pipeline, and the commands."""
