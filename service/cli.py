@@ -6,11 +6,14 @@ A command imports what it needs when it runs, so that `--help` and a wrong optio
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from features.errors import FalconetError, UsageError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -44,6 +47,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _settings(config: Path | None, bootstrap_servers: str | None) -> "Settings":
+    # Before the heavy imports, so that a wrong setting is told at once.
+    from service import settings
+
+    return settings.load(config=config, overrides={"bootstrap_servers": bootstrap_servers})
+
+
 @app.callback()
 def falconet(
     version: Annotated[  # typer's callback acts on it
@@ -54,14 +64,33 @@ def falconet(
 
 
 @app.command()
+def serve(
+    config: Config = None,
+    bootstrap_servers: Bootstrap = None,
+    fresh_state: Annotated[
+        bool, typer.Option("--fresh-state", help="Start with an empty past, whatever was saved.")
+    ] = False,
+) -> None:
+    """Score the transactions topic until SIGTERM or Ctrl-C; then drain, save the state and exit with 0."""
+    effective = _settings(config, bootstrap_servers)
+    from service import serve
+
+    serve.serve(effective, is_fresh=fresh_state)
+
+
+@app.command()
 def check(
     config: Config = None,
     bootstrap_servers: Bootstrap = None,
     offline: Annotated[bool, typer.Option("--offline", help="Leave the broker and its topics out.")] = False,
 ) -> None:
     """Validate settings, model and kernels, and the broker with its topics; 0 means that serve would start."""
-    from service import check, settings
+    effective = _settings(config, bootstrap_servers)
+    from service import check
 
-    effective = settings.load(config=config, overrides={"bootstrap_servers": bootstrap_servers})
     for line in check.run(effective, is_offline=offline):
         typer.echo(line)
+
+
+if __name__ == "__main__":
+    main()
