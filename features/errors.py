@@ -7,7 +7,9 @@ FalconetError
 │   ├── ArtifactError    a model artefact
 │   ├── ScreeningError   a list of addresses
 │   └── StateError       a saved account state
-└── BrokerError      a bad world: Kafka refused, vanished or fenced us; retried within a budget, then exit code 1
+└── BrokerError      a bad world: Kafka refuses us; exit code 1
+    ├── OutageError      it may pass: retried within a budget
+    └── FencedError      our place in the group or the transaction went to another
 """
 
 from typing import Literal
@@ -64,3 +66,11 @@ class StateError(InputError):
 
 class BrokerError(FalconetError):
     """Kafka is out of reach, refuses us, or has given our place to another."""
+
+
+class OutageError(BrokerError):
+    """Kafka did not do what was asked, and may do it later."""
+
+
+class FencedError(BrokerError):
+    """Kafka has given our place to another process."""

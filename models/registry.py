@@ -47,6 +47,7 @@ class Teacher:
     def __init__(self, booster: "Booster", facts: TeacherFacts, n_bytes: int) -> None:
         self.booster = booster
         self.n_bytes = n_bytes
+        self.digest = facts.sha256
         self._facts = facts
         self._columns = np.array([schema.index(name) for name in booster.feature_name()], dtype=np.int64)
 

@@ -1,0 +1,328 @@
+"""The loop: the only place that waits. It polls, has a batch scored, and commits the outcome with the offsets.
+
+Two batches are in memory at most. While the transaction of one is being committed, the next one collects and is scored;
+it is handed over when that commit is done.
+
+The rule for what goes wrong: scoring makes a batch part of the past, so a batch is scored once and never again. A
+transaction that fails is aborted and sent again with the outputs kept from the first time, within the budget
+`broker_retry_seconds`. When the budget is spent or our place goes to another process, the past is saved together with
+the outputs that are not committed, and the process ends; the next start commits them if the group still stands there.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from features.errors import OutageError
+from service.kafka import Client, Headers
+from service.messages import Rejection
+from service.metrics import Metrics, Stage
+from service.pipeline import Message, Outputs, Pipeline
+from service.policy import DECISIONS
+from service.settings import Settings
+from service.shadow import Shadow
+from service.snapshot import Batch, Offsets, Write
+
+SLICE_SECONDS = 0.001
+"""How long a poll waits while a commit runs: its end is noticed this much later, and a poll costs about 0.1 ms."""
+
+WAIT_SECONDS = 0.2
+"""How long to wait for a commit before looking at budget and stop again."""
+
+LAG_SECONDS = 1.0
+"""How often the lag is taken from what the fetches told."""
+
+PROBE_SECONDS = 5.0
+"""How often a silent broker is asked for the topic's end: nothing else shows that it is away while nothing arrives."""
+
+RETRY_SECONDS = 0.1
+"""Pause between two tries of a transaction; a restarting broker takes seconds."""
+
+log = logging.getLogger("falconet.loop")
+
+
+class Patience:
+    """How long trouble may last: a budget for an outage, and a shorter one once a stop was asked for."""
+
+    def __init__(self, *, outage_s: float, drain_s: float) -> None:
+        self._outage_s = outage_s
+        self._drain_s = drain_s
+        self._since: float | None = None
+        self._stopping_since: float | None = None
+
+    def stop(self) -> None:
+        """Count the drain from this moment."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+
+    def succeeded(self) -> None:
+        """End an outage."""
+        if self._since is not None:
+            log.warning("outage over after_s=%.1f", time.monotonic() - self._since)
+        self._since = None
+
+    def failed(self, error: OutageError) -> None:
+        """Note a failure.
+
+        Raises:
+            OutageError: The outage lasts longer than allowed.
+        """
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            log.warning("outage retried_for_s=%g error=%s", self._outage_s, error)
+        if now - self._since >= self._outage_s:
+            raise OutageError(f"{error}; gave up after {now - self._since:.0f} s (broker_retry_seconds)") from error
+        if self._stopping_since is not None and now - self._stopping_since >= self._drain_s:
+            raise OutageError(f"{error}; gave up while stopping after {self._drain_s:g} s (drain_seconds)") from error
+
+
+class _Scored(Struct, frozen=True):
+    """A batch that was scored, with what its metrics need once it is committed."""
+
+    batch: Batch
+    outputs: Outputs | None
+    """None when an earlier process scored the batch, and counted it."""
+
+    stamps_s: NDArray[np.float64]
+    """Kafka's timestamp of each message, in Unix seconds."""
+
+    polled_s: float
+    """When poll returned the first message, by `perf_counter`."""
+
+
+class Loop:
+    """Moves batches from a joined client through the pipeline and back; one thread runs it, any may stop it."""
+
+    def __init__(
+        self,
+        client: Client,
+        pipeline: Pipeline,
+        metrics: Metrics,
+        settings: Settings,
+        *,
+        offsets: Offsets,
+        unsettled: Sequence[Batch] = (),
+        shadow: Shadow | None = None,
+    ) -> None:
+        """Make the loop.
+
+        Args:
+            client: Joined, its next message the one after `offsets`.
+            pipeline: Its past reflects everything up to `offsets`.
+            metrics: Where everything is counted.
+            settings: Topics, limits and budgets.
+            offsets: The next message's offset in each partition that was ever read.
+            unsettled: Batches that the past has absorbed and that are to be committed first.
+            shadow: Gets the feature rows, None for no shadow.
+        """
+        self._client = client
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._settings = settings
+        self._shadow = shadow
+        self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
+        self._stop = threading.Event()
+        self._waiting = list(unsettled)
+        self._open: _Scored | None = None
+        self._next: _Scored | None = None
+        self._stage_started_s = 0.0
+        self._lag_at_s = self._heard_at_s = time.monotonic()
+        self.offsets = dict(offsets)
+
+    @property
+    def unsettled(self) -> list[Batch]:
+        """The scored batches that are not known to be committed, in order."""
+        return [scored.batch for scored in (self._open, self._next) if scored is not None] + self._waiting
+
+    def stop(self) -> None:
+        """Have the loop finish what it has and return; safe in a signal handler."""
+        self._patience.stop()
+        self._stop.set()
+
+    def run(self) -> None:
+        """Serve until stopped; on return everything that was scored is committed.
+
+        Raises:
+            OutageError: Kafka stayed away for longer than the budget; see `unsettled`.
+            BrokerError: Kafka refuses to go on.
+        """
+        while self._waiting:
+            self._open = _Scored(self._waiting.pop(0), None, np.empty(0), time.perf_counter())
+            self._hand_over(self._open)
+            self._finish()
+        while not self._stop.is_set():
+            messages, polled_s = self._collect()
+            if messages:
+                self._next = self._score(messages, polled_s)
+                self._finish()
+                self._open, self._next = self._next, None
+                self._hand_over(self._open)
+            self._watch()
+        self._finish()
+
+    def _collect(self) -> tuple[list[Message], float]:
+        """Return the next batch and when its first message came; it is empty when none came in time.
+
+        A message that finds no commit running goes at once. While one runs, messages collect, as they could not be
+        handed over anyway; and while messages keep coming, they collect up to the batch's limits of size and time.
+        """
+        n_max = self._settings.batch_records_max
+        messages: list[Message] = []
+        polled_s = 0.0
+        while len(messages) < n_max and not self._stop.is_set():
+            is_open = self._open is not None and not self._settled()
+            wait_s = SLICE_SECONDS if is_open else 0.0 if messages else self._settings.poll_seconds
+            found = self._poll(n_max - len(messages), wait_s)
+            if not found and not is_open:
+                break
+            if found and not messages:
+                polled_s = time.perf_counter()
+            messages += found
+            if messages and time.perf_counter() - polled_s > self._settings.batch_seconds_max:
+                break
+        return messages, polled_s
+
+    def _poll(self, n_max: int, wait_s: float) -> list[Message]:
+        try:
+            return self._client.poll(n_max, wait_s)
+        except OutageError as error:
+            self._patience.failed(error)
+            time.sleep(RETRY_SECONDS)
+            return []
+
+    def _score(self, messages: list[Message], polled_s: float) -> _Scored:
+        """Run the pipeline; from here on the batch is part of the past."""
+        n = len(messages)
+        seconds = self._metrics.stage_seconds
+        self._stage_started_s = time.perf_counter()
+
+        def tick(stage: Stage) -> None:
+            now_s = time.perf_counter()
+            share_s = (now_s - self._stage_started_s) / n
+            seconds[stage].observe(share_s, n)
+            if stage == "score":
+                self._metrics.inference_seconds["student"].observe(share_s, n)
+            self._stage_started_s = now_s
+
+        outputs = self._pipeline.process(messages, now_ms=int(time.time() * 1000), tick=tick)
+        before = dict(self.offsets)
+        self.offsets.update({message.partition: message.offset + 1 for message in messages})
+        batch = Batch(before, dict(self.offsets), self._writes(outputs))
+        if self._shadow is not None:
+            self._shadow.offer(outputs.verdicts.rows)
+        stamps_s = np.array([message.timestamp_ms for message in messages]) / 1000.0
+        return _Scored(batch, outputs, stamps_s, polled_s)
+
+    def _writes(self, outputs: Outputs) -> list[Write]:
+        settings = self._settings
+        writes = [
+            Write(settings.scores_topic, outputs.scores),
+            Write(settings.alerts_topic, outputs.alerts),
+            Write(
+                settings.dlq_topic,
+                [(rejection.key, rejection.value) for rejection in outputs.rejections],
+                [_headers(rejection) for rejection in outputs.rejections],
+            ),
+        ]
+        return [write for write in writes if write.records]
+
+    def _hand_over(self, scored: _Scored) -> None:
+        """Send a batch and start its commit, trying again until that much works."""
+        started_s = time.perf_counter()
+        while True:
+            try:
+                self._client.begin()
+                for write in scored.batch.writes:
+                    self._client.send(write.topic, write.records, write.headers)
+                done_s = time.perf_counter()
+                self._client.commit(scored.batch.after)
+                break
+            except OutageError as error:
+                self._give_back(error)
+        n = len(scored.stamps_s)
+        if n:
+            self._metrics.stage_seconds["produce"].observe((done_s - started_s) / n, n)
+            self._metrics.decision_seconds.observe(done_s - scored.polled_s, n)
+
+    def _give_back(self, error: OutageError) -> None:
+        """Abort what failed and pause, unless the budget is spent."""
+        self._patience.failed(error)
+        self._client.abort(self._settings.drain_seconds)
+        time.sleep(RETRY_SECONDS)
+
+    def _settled(self, wait_s: float = 0.0) -> bool:
+        """Say whether the open transaction is committed; one that failed is begun again."""
+        if self._open is None:
+            return True
+        try:
+            done_at_s = self._client.wait(wait_s)
+        except OutageError as error:
+            self._give_back(error)
+            self._hand_over(self._open)
+            return False
+        if done_at_s is None:
+            return False
+        self._patience.succeeded()
+        self._count(self._open, done_at_s)
+        self._open = None
+        return True
+
+    def _finish(self) -> None:
+        """Wait until the open transaction is committed."""
+        started_s = time.monotonic()
+        while not self._settled(WAIT_SECONDS):
+            if time.monotonic() - started_s > RETRY_SECONDS + WAIT_SECONDS * 4:
+                self._patience.failed(OutageError("Kafka has not answered the commit of a transaction"))
+
+    def _count(self, scored: _Scored, done_at_s: float) -> None:
+        """Count a committed batch."""
+        outputs, metrics = scored.outputs, self._metrics
+        if outputs is None:
+            return
+        metrics.end_to_end_seconds.observe_all(done_at_s - scored.stamps_s)
+        metrics.transactions_total["scored"].inc(len(outputs.scores))
+        metrics.transactions_total["rejected"].inc(len(outputs.rejections))
+        metrics.transactions_total["skipped"].inc(outputs.n_skipped)
+        counts = np.bincount(outputs.verdicts.decisions, minlength=len(DECISIONS)).tolist()
+        for decision, n in zip(DECISIONS, counts, strict=True):
+            metrics.decisions_total[decision].inc(n)
+        metrics.score.observe_all(outputs.verdicts.probabilities)
+        for reason, n in Counter(rejection.reason for rejection in outputs.rejections).items():
+            metrics.dlq_total[reason].inc(n)
+        accounts = self._pipeline.accounts
+        metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
+        self._heard_at_s = time.monotonic()
+
+    def _watch(self) -> None:
+        """Take the lag now and then, and make sure that a silent broker is still there."""
+        now_s = time.monotonic()
+        is_silent = self._open is None and now_s - self._heard_at_s >= PROBE_SECONDS
+        if not is_silent and now_s - self._lag_at_s < LAG_SECONDS:
+            return
+        self._lag_at_s = now_s
+        try:
+            self._metrics.set_lag(self._client.lag(timeout_s=1.0 if is_silent else 0.0))
+        except OutageError as error:
+            self._patience.failed(error)
+            return
+        if is_silent:
+            self._heard_at_s = now_s
+            self._patience.succeeded()
+
+
+def _headers(rejection: Rejection) -> Headers:
+    source = rejection.source
+    return [
+        ("reason", rejection.reason.encode()),
+        ("detail", rejection.detail.encode()),
+        ("source_topic", source.topic.encode()),
+        ("source_partition", str(source.partition).encode()),
+        ("source_offset", str(source.offset).encode()),
+    ]

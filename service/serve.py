@@ -1,0 +1,238 @@
+"""The `serve` command: from settings to a running loop, and from a signal to a state at rest."""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+import msgspec
+
+from features import screening
+from features.accounts import Accounts
+from features.errors import BrokerError, FencedError, OutageError
+from models import registry
+from models.scorer import Scorer
+from service import check, kafka, metrics, shadow, snapshot
+from service.codec import Decoder
+from service.kafka import Client
+from service.loop import RETRY_SECONDS, Loop, Patience
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.policy import policy
+from service.settings import Settings
+from service.shadow import Shadow
+
+STANDBY_SECONDS = 0.5
+"""How often a standby looks whether the group is free."""
+
+JOIN_SECONDS = 0.1
+"""Slice of waiting for partitions, between two looks at the stop."""
+
+JOIN_SECONDS_MAX = 30.0
+"""An empty group hands its partitions out within three seconds, Kafka's default delay for the first member."""
+
+log = logging.getLogger("falconet.serve")
+
+
+def serve(settings: Settings, *, is_fresh: bool = False) -> None:
+    """Run the service until SIGTERM or SIGINT, then drain, save the state and return.
+
+    Args:
+        settings: The effective settings, echoed to the log.
+        is_fresh: Start with an empty past at the committed offsets, whatever was saved.
+
+    Raises:
+        InputError: The model, a list or the saved state cannot be used.
+        BrokerError: Kafka stayed away, refused us, or gave our place to another process.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("falconet").setLevel(logging.INFO)
+    # The library logs each retry of its own; what matters comes back as an error.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
+    service = Service(settings, is_fresh=is_fresh)
+    with _on_signal(service):
+        service.run()
+
+
+class Service:
+    """One replica from start to end: `run` in one thread, `stop` from any."""
+
+    def __init__(self, settings: Settings, *, is_fresh: bool = False) -> None:
+        self._settings = settings
+        self._is_fresh = is_fresh
+        self._stop = threading.Event()
+        self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
+        self._loop: Loop | None = None
+        self._saved_at: int | None = None
+        self.metrics = Metrics()
+        self.metrics_port = 0
+        """Where the metrics page is served, once `ready` is set."""
+
+        self.ready = threading.Event()
+        """Set when transactions are being read."""
+
+    def stop(self) -> None:
+        """Ask for the end; safe in a signal handler."""
+        self._stop.set()
+        self._patience.stop()
+        if self._loop is not None:
+            self._loop.stop()
+
+    def run(self) -> None:
+        """Start, serve until stopped, save the state. For errors see `serve`."""
+        started_s = time.perf_counter()
+        with ExitStack() as stack:
+            pipeline, shadowed = self._build(stack)
+            client = self._take_place(stack)
+            if client is None:
+                return
+            self._loop = self._restore(client, pipeline, shadowed)
+            self._serve_metrics(stack, pipeline.accounts)
+            log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
+            if self._stop.is_set():
+                self._loop.stop()
+            self.ready.set()
+            self._serve(self._loop, pipeline.accounts)
+
+    def _build(self, stack: ExitStack) -> tuple[Pipeline, Shadow | None]:
+        """Make what needs no Kafka, so that a wrong model is known at once."""
+        settings = self._settings
+        path = registry.model_path(settings.model)
+        scorer = Scorer.load(path)
+        lists = screening.read(settings.screening_lists)
+        check.warm(settings, scorer, lists)
+        pipeline = Pipeline(
+            accounts=Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists),
+            scorer=scorer,
+            policy=policy(scorer.thresholds, lists),
+            decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
+        )
+        self.metrics.set_model("student", **scorer.model._asdict())
+        shadowed = shadow.start(path, scorer.model, self.metrics, share=settings.shadow_share)
+        if shadowed is not None:
+            stack.callback(shadowed.close)
+        return pipeline, shadowed
+
+    def _take_place(self, stack: ExitStack) -> Client | None:
+        """Return a client that holds every partition, or None when stopped before."""
+        client: Client | None = None
+        standing_by = False
+        while not self._stop.is_set():
+            try:
+                if client is None:
+                    client = kafka.connect(self._settings)
+                    stack.callback(client.close)
+                    kafka.ensure_topics(client, self._settings)
+                n_members = client.n_members()
+                self._patience.succeeded()
+            except OutageError as error:
+                self._patience.failed(error)
+                self._stop.wait(RETRY_SECONDS)
+                continue
+            if n_members == 0:
+                return self._join(client)
+            if not standing_by:
+                log.warning("standby group=%s members=%d", self._settings.group_id, n_members)
+            standing_by = True
+            self._stop.wait(STANDBY_SECONDS)
+        return None
+
+    def _join(self, client: Client) -> Client | None:
+        client.begin_producing()
+        deadline = time.monotonic() + JOIN_SECONDS_MAX
+        while not self._stop.is_set():
+            if client.join(JOIN_SECONDS):
+                return client
+            if time.monotonic() > deadline:
+                raise BrokerError(
+                    f"consumer group {self._settings.group_id!r} gave us no partition of "
+                    f"{self._settings.transactions_topic!r} within {JOIN_SECONDS_MAX:g} s"
+                )
+        return None
+
+    def _restore(self, client: Client, pipeline: Pipeline, shadowed: Shadow | None) -> Loop:
+        """Make the loop that continues where the saved past ends."""
+        settings = self._settings
+        started_s = time.perf_counter()
+        committed = client.committed()
+        self._saved_at = snapshot.saved_at(settings.state_dir)
+        header = None
+        if not self._is_fresh:
+            header = snapshot.load(settings.state_dir, pipeline.accounts, topic=settings.transactions_topic)
+        if header is None:
+            if committed:
+                log.warning("empty past at offsets=%s: history before them is unknown to every score", committed)
+            return Loop(client, pipeline, self.metrics, settings, offsets=committed, shadow=shadowed)
+        unsettled = snapshot.settle(header, committed)
+        if unsettled:
+            log.warning("unsettled batches from the last run are committed first: %d", len(unsettled))
+            client.seek(header.offsets)
+        self.metrics.restore_seconds.set(time.perf_counter() - started_s)
+        return Loop(
+            client,
+            pipeline,
+            self.metrics,
+            settings,
+            offsets=header.offsets,
+            unsettled=unsettled,
+            shadow=shadowed,
+        )
+
+    def _serve_metrics(self, stack: ExitStack, accounts: Accounts) -> None:
+        settings = self._settings
+        self.metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
+        endpoint = metrics.serve(self.metrics, host=settings.metrics_host, port=settings.metrics_port)
+        stack.callback(endpoint.close)
+        self.metrics_port = endpoint.port
+
+    def _serve(self, loop: Loop, accounts: Accounts) -> None:
+        """Run the loop, and save the past with what could not be committed of it."""
+        try:
+            loop.run()
+        except BrokerError as error:
+            # Another replica may have gone on from here and saved its past: that one is newer and stays.
+            if isinstance(error, FencedError) and snapshot.saved_at(self._settings.state_dir) != self._saved_at:
+                log.error("state not saved: another process saved its own")
+            else:
+                self._save(loop, accounts)
+            raise
+        self._save(loop, accounts)
+
+    def _save(self, loop: Loop, accounts: Accounts) -> None:
+        started_s = time.perf_counter()
+        path = snapshot.save(
+            self._settings.state_dir,
+            accounts,
+            topic=self._settings.transactions_topic,
+            offsets=loop.offsets,
+            unsettled=loop.unsettled,
+        )
+        log.info(
+            "state saved path=%s offsets=%s unsettled=%d accounts=%d in_s=%.2f",
+            path,
+            loop.offsets,
+            len(loop.unsettled),
+            accounts.n_accounts,
+            time.perf_counter() - started_s,
+        )
+
+
+@contextmanager
+def _on_signal(service: Service) -> Iterator[None]:
+    """Have SIGTERM and SIGINT stop the service while the block runs; a second one changes nothing."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        log.info("stopping signal=%s", signal.Signals(number).name)
+        service.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,222 @@
+"""The real servers that tests, benchmarks and developers share: Apache Kafka in KRaft mode on a free port.
+
+    uv run python -m tests.servers kafka        # starts a broker, prints its address, stops with Ctrl-C
+
+The jars come from Maven Central through `deploy/kafka/pom.xml` on first use and stay in `deploy/kafka/target/libs`;
+`FALCONET_TEST_KAFKA_LIBS` names another folder that already holds them.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+KAFKA = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
+LIBS_VARIABLE = "FALCONET_TEST_KAFKA_LIBS"
+
+START_S_MAX = 60.0
+STOP_S_MAX = 10.0
+
+# A test broker holds little; a small heap leaves memory to the other core's work, and the serial collector pauses
+# for about a millisecond on a heap of this size. 1 MB initial young pages keep the resident size near 350 MB.
+_JVM_OPTIONS = ("-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
+
+
+class MissingServerError(Exception):
+    """Something that a server needs is not on this machine; the message names it."""
+
+
+@contextlib.contextmanager
+def kafka(folder: Path | None = None) -> Iterator[str]:
+    """Run one Apache Kafka broker and yield its bootstrap address.
+
+    Args:
+        folder: Where data and logs go and stay; None takes a temporary folder that is removed at the end.
+
+    Raises:
+        MissingServerError: No Java, or no jars and no Maven to fetch them.
+        RuntimeError: The broker did not come up; the end of its log is in the message.
+    """
+    libs = kafka_libs()
+    with contextlib.ExitStack() as stack:
+        home = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="falconet-kafka-")))
+        home.mkdir(parents=True, exist_ok=True)
+        broker = KafkaBroker(home, libs)
+        broker.start()
+        stack.callback(broker.stop)
+        yield broker.address
+
+
+class KafkaBroker:
+    """One broker that is also its own controller, with its data, log and configuration in one folder."""
+
+    def __init__(self, home: Path, libs: Path) -> None:
+        self.home = home
+        self._classpath = f"{libs}/*"
+        self._port, self._controller_port = free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.log_path = home / "server.log"
+
+    @property
+    def address(self) -> str:
+        """The bootstrap address; the same after a restart."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running broker."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the broker on its data, formatting it first when there is none, and return when it answers."""
+        config = self.home / "server.properties"
+        config.write_text(_properties(self.home, self._port, self._controller_port))
+        if not (self.home / "data" / "meta.properties").exists():
+            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            self._java("kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(config))
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(  # its own session: Ctrl-C reaches the tests first, which then stop it
+                [_java(), *_JVM_OPTIONS, "-cp", self._classpath, "kafka.Kafka", str(config)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._wait_ready()
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the broker, at once when `kill`, and wait for it."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _java(self, *arguments: str) -> None:
+        command = [_java(), "-XX:TieredStopAtLevel=1", "-cp", self._classpath, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S_MAX, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(arguments)} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+    def _wait_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_S_MAX
+        while not _answers(self._port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop(kill=True)
+                tail = self.log_path.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"Kafka did not start on port {self._port}; end of {self.log_path}:\n{tail}")
+            time.sleep(0.02)
+
+
+def kafka_libs() -> Path:
+    """Return the folder of Kafka's jars, fetching them with Maven on first use.
+
+    Raises:
+        MissingServerError: Java or Maven is missing, or Maven could not fetch the jars.
+    """
+    _java()
+    given = os.environ.get(LIBS_VARIABLE)
+    if given is not None:
+        if not list(Path(given).glob("kafka_*.jar")):
+            raise MissingServerError(f"{LIBS_VARIABLE}={given} holds no kafka_*.jar")
+        return Path(given)
+    libs, stamp = KAFKA / "target" / "libs", KAFKA / "target" / "pom.xml"
+    pom = KAFKA / "pom.xml"
+    if stamp.exists() and stamp.read_bytes() == pom.read_bytes():
+        return libs
+    _fetch(pom, libs)
+    shutil.copyfile(pom, stamp)
+    return libs
+
+
+def _fetch(pom: Path, libs: Path) -> None:
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise MissingServerError("Apache Kafka's jars are not here and `mvn` (Maven) is not installed to fetch them")
+    shutil.rmtree(libs, ignore_errors=True)
+    command = [maven, "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", f"-DoutputDirectory={libs}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode != 0:
+        raise MissingServerError(f"Maven could not fetch Apache Kafka's jars: {done.stdout[-2000:]}")
+
+
+def _java() -> str:
+    java = shutil.which("java")
+    if java is None:
+        raise MissingServerError("`java` (17 or later) is not installed; Apache Kafka needs it")
+    return java
+
+
+def free_ports(n: int) -> list[int]:
+    """Return ports that nothing listened on a moment ago, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _answers(port: int) -> bool:
+    """Say whether the broker takes connections; Kafka opens the port only when it can serve."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _properties(home: Path, port: int, controller_port: int) -> str:
+    """Render a single node's configuration: every internal topic has one copy, and consumer groups form at once."""
+    listeners = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}"
+    values = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": listeners,
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": home / "data",
+        "offsets.topic.num.partitions": 1,
+        "offsets.topic.replication.factor": 1,
+        "transaction.state.log.num.partitions": 1,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "share.coordinator.state.topic.num.partitions": 1,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        "auto.create.topics.enable": "false",
+        "log.segment.bytes": 64 * 1024 * 1024,
+        "num.network.threads": 2,
+        "num.io.threads": 4,
+    }
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def main() -> int:
+    """Start what the command line names and keep it until Ctrl-C or SIGTERM."""
+    if sys.argv[1:] != ["kafka"]:
+        print("usage: python -m tests.servers kafka", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), kafka() as address:
+        print(f"Apache Kafka listens on {address}; Ctrl-C stops it.", flush=True)
+        signal.pause()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
