@@ -6,7 +6,7 @@ A command imports what it needs when it runs, so that `--help` and a wrong optio
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,8 @@ Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="T
 Bootstrap = Annotated[
     str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers to ask first.")
 ]
+
+Form = Literal["parquet", "jsonl"]
 
 
 def main() -> None:
@@ -76,6 +78,71 @@ def serve(
     from service import serve
 
     serve.serve(effective, is_fresh=fresh_state)
+
+
+@app.command()
+def demo(
+    input: Annotated[  # the option's name
+        Path | None, typer.Option("--input", metavar="FILE", help="Send a parquet file of real transactions instead.")
+    ] = None,
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option("--bootstrap-servers", metavar="HOST:PORT,…", help="Use this broker, with topics of its own."),
+    ] = None,
+    config: Config = None,
+    rate: Annotated[float, typer.Option("--rate", min=1, max=1_000_000, help="Transactions a second.")] = 2000,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=86_400, help="How long to send.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulated traffic.")] = 1,
+) -> None:
+    """See traffic with simulated fraud go through a broker and the real service; 130 after Ctrl-C, with the summary."""
+    from service import demo
+
+    options = demo.Options(
+        rate=rate, seconds=seconds, seed=seed, input=input, bootstrap_servers=bootstrap_servers, config=config
+    )
+    raise typer.Exit(demo.run(options))
+
+
+@app.command()
+def replay(
+    input: Annotated[str, typer.Option("--input", metavar="FILE", help="Parquet or JSON lines; - reads a pipe.")],
+    output: Annotated[str, typer.Option("--output", metavar="FILE", help="Parquet by its ending; - writes a pipe.")],
+    form: Annotated[Form | None, typer.Option("--format", help="Of the input, if its ending does not tell.")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Go on from the past an earlier replay saved here.")
+    ] = None,
+    save_state: Annotated[
+        Path | None, typer.Option("--save-state", metavar="DIR", help="Keep the past here afterwards.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Score past transactions from a file or a pipe; the same input gives the same bytes."""
+    effective = _settings(config, None)
+    from service import replay
+
+    replay.command(effective, source=input, target=output, form=form, state=state, save_state=save_state)
+
+
+@app.command()
+def bench(
+    config: Config = None,
+    bootstrap_servers: Bootstrap = None,
+    kafka: Annotated[bool, typer.Option("--kafka/--no-kafka", help="Also measure through the broker.")] = True,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", envvar="FALCONET_DATA", help="Real transactions to replay.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Show that it works, in a minute; the figures mean little.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure this machine: throughput, latency, memory and start-up, beside one call of the large model."""
+    effective = _settings(config, bootstrap_servers)
+    from service import bench
+
+    report = bench.run(settings=effective, kafka=kafka, data=bench.data_folder(data), quick=quick, say=typer.echo)
+    if output is not None:
+        bench.write(report, output)
 
 
 @app.command()
