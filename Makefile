@@ -12,6 +12,10 @@ WARM := $(VENV)/warm
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+# The labelled transactions, where they lie beside the checkout.
+ifneq ($(wildcard ../shared/data/ethereum),)
+export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
+endif
 UV_VERSION := 0.13.9
 
 .PHONY: help demo test lint bench docs lock wheel tools clean
@@ -31,7 +35,7 @@ lint: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/mypy
 
 bench: $(WARM) tools ## Measure this machine and write docs/bench.json.
-	@$(BIN)/falconet bench --output docs/bench.json $(BENCH_ARGS)
+	@$(BIN)/python -m tests.bench --output docs/bench.json $(BENCH_ARGS)
 	@$(BIN)/python -m docs.generate
 
 docs: $(INSTALLED) ## Write the generated tables in README.md and docs/.

@@ -15,29 +15,11 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from features import schema, transaction
-from service import cli, messages, metrics, settings
+from service import bench, cli, messages, metrics, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-class Figure(msgspec.Struct, frozen=True):
-    """One measured number."""
-
-    name: str
-    value: float | None
-    unit: str
-    target: str = ""
-
-
-class Measured(msgspec.Struct, frozen=True):
-    """What `falconet bench --output docs/bench.json` writes, as far as the README shows it."""
-
-    machine: str
-    commit: str
-    date: str
-    figures: list[Figure]
 
 
 def pages() -> list[Path]:
@@ -118,20 +100,18 @@ def figures_table() -> str:
     """Return the numbers of the last `make bench` with their machine, commit and date."""
     if not FIGURES.exists():
         return "No figures yet: `make bench` measures this machine and writes them here.\n"
-    measured = msgspec.json.decode(FIGURES.read_bytes(), type=Measured)
+    measured = msgspec.json.decode(FIGURES.read_bytes(), type=bench.Report)
     rows = [
-        (figure.name, f"{number(figure.value)} {figure.unit}".strip(), figure.target) for figure in measured.figures
+        (
+            figure.name,
+            f"{bench.plain(figure.value)} {figure.unit}",
+            "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
+            figure.target,
+        )
+        for figure in measured.figures
     ]
     title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `make bench`.\n\n"
-    return title + table(("What", "Measured", "Must reach"), rows)
-
-
-def number(value: float | None) -> str:
-    """Return a figure with three significant digits and thousands separators."""
-    if value is None:
-        return "not measured"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}"
+    return title + table(("What", "Measured", "Spread", "Must reach"), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

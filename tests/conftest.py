@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 IN_CI = os.environ.get("CI", "").lower() == "true"
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -41,3 +43,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.line(f"{report.nodeid}: {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Return the folder of the labelled transactions."""
+    folder = Path(os.environ.get("FALCONET_DATA") or ROOT.parent / "shared" / "data" / "ethereum")
+    if not folder.is_dir():
+        pytest.skip(f"the labelled transactions are not at {folder}; FALCONET_DATA names another folder")
+    return folder
