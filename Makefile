@@ -61,6 +61,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo 'Setting up $(VENV): half a minute, once.'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@# LightGBM's wheel expects OpenMP's runtime of the system.
+	@missing=; ! command -v ldconfig > /dev/null || ldconfig -p | grep -q libgomp.so.1 || missing=" libgomp1"; \
+	$(call bring,$$missing)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -71,12 +74,17 @@ $(WARM): $(INSTALLED) $(wildcard features/*.py models/*.py)
 	@touch $@
 
 # Apache Kafka itself comes through Maven when the first test asks for it.
-# As root on Debian the missing system packages are installed; elsewhere the tests that need them are named as not run.
 tools:
 	@missing=; \
 	command -v java > /dev/null || missing="$$missing default-jre-headless"; \
 	command -v mvn > /dev/null || missing="$$missing maven"; \
-	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
-		echo "Installing$$missing."; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null; \
-	fi
+	$(call bring,$$missing)
+
+# As root on Debian the missing packages are installed; elsewhere what needs them says so.
+define bring
+if [ -n "$(1)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	echo "Installing$(1)."; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1); } \
+		> /dev/null || echo "Not installed:$(1)."; \
+fi
+endef
