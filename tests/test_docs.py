@@ -10,6 +10,7 @@ import pytest
 import typer.testing
 
 from docs import generate
+from features import errors
 from features.errors import Reason
 from service import cli, codec, metrics
 from service.messages import Rejection, Source
@@ -50,6 +51,15 @@ def test_every_rejection_reason_has_its_sentence() -> None:
     section = read("docs/topics.md").split("The reasons are a closed set")[1]
 
     assert sorted(get_args(Reason)) == sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_every_error_has_its_end() -> None:
+    """docs/architecture.md says how each error ends that its catchers tell apart."""
+    named = set(re.findall(r"^\| `(\w+Error)` \|", read("docs/architecture.md"), re.MULTILINE))
+    roots = {error.__name__ for error in errors.FalconetError.__subclasses__()}
+
+    assert roots - named == set()
+    assert {name for name in named if not hasattr(errors, name)} == set()
 
 
 def test_topics_carry_their_default_names() -> None:
