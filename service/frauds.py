@@ -11,12 +11,13 @@ DRAIN = "approval_drain"
 PEEL = "peel_chain"
 SWEEP = "sweep"
 
-KINDS = (PHISHING, POISONING, DRAIN, PEEL, SWEEP)
+LISTS = {PHISHING: "phishing", POISONING: "scam", DRAIN: "scam", PEEL: "stolen", SWEEP: "stolen"}
+"""Every kind, with the screening list that comes to name its accounts."""
 
 POISONED_SHARE = 0.35
 """Share of the poisoned who fall for it: far above what is seen in the wild, so that a minute's stream holds some."""
 
-KNOWN_AFTER = 2 * DAY
+KNOWN_AFTER = 0.75 * DAY
 """Median time from a fraud's first transaction until a list names its account."""
 
 
@@ -45,7 +46,7 @@ def _recur(world: World, town: Town, scheme: Callable[[World, Town], Process], m
 
 
 def _known(world: World, address: str, kind: str) -> None:
-    world.flag(address, kind, world.random.lognormvariate(0.0, 0.8) * KNOWN_AFTER)
+    world.flag(address, LISTS[kind], world.random.lognormvariate(0.0, 0.8) * KNOWN_AFTER)
 
 
 def _afford(world: World, town: Town, person: Person, ether: float) -> Process:

@@ -285,10 +285,10 @@ def messages(seed: int, n: int) -> list[bytes]:
     return [simulated.value for simulated in itertools.islice(stream(seed), n)]
 
 
-def simulate(seed: int, n: int) -> tuple[list[Simulated], list[Flagged]]:
-    """Return the first n messages with their truth, and the addresses that lists come to name by then and after."""
+def flagged(seed: int, n: int) -> list[Flagged]:
+    """Return the addresses that lists come to name for frauds begun within the first n messages, then or later."""
     world = inhabited(seed)
-    simulated: list[Simulated] = []
-    while len(simulated) < n:
-        simulated += world.next_block()
-    return simulated[:n], list(world.flagged)
+    n_seen = 0
+    while n_seen < n:
+        n_seen += len(world.next_block())
+    return world.flagged
