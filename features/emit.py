@@ -61,8 +61,12 @@ _SIDE_LENGTH = len(schema.SENDER_FEATURES)
 
 @compiled
 def share(part, whole):
-    """Return part / whole, NaN for 0 / 0."""
-    return part / whole if whole > 0.0 else math.nan
+    """Return part / whole, NaN without a whole.
+
+    A whole below TINY counts as 0, as it does once its account decays: a day's receipts of a year ago would turn any
+    amount into infinity.
+    """
+    return part / whole if whole > TINY else math.nan
 
 
 @compiled
@@ -184,16 +188,16 @@ def emit_transaction(row, amount, flags, input_bytes, is_self):
 
 @compiled
 def emit_pair(table, row, start, pair, spare, alike, time):
-    """Write one direction of the pair's history; absent means none only where the bucket's past is known."""
+    """Write one direction of the pair's history; no payment means none only where the bucket's past is known."""
     bucket = spare - spare % PAIR_WAYS
     since = max(table.meta[SINCE], np.int64(table.pairs_u32[bucket, BUCKET_HORIZON]))
     known = time - since >= 2 * HALF_LIVES_S[3]
+    row[start] = 0.0 if known else np.nan
+    row[start + 1] = 0.0 if known else np.nan
+    row[start + 2] = np.nan
     if pair >= 0:
-        row[start] = table.pairs_f32[pair, PAIR_COUNT]
-        row[start + 1] = table.pairs_f32[pair, PAIR_AMOUNT]
+        if table.pairs_f32[pair, PAIR_COUNT] > 0.0:
+            row[start] = table.pairs_f32[pair, PAIR_COUNT]
+            row[start + 1] = table.pairs_f32[pair, PAIR_AMOUNT]
         row[start + 2] = max(time - np.int64(table.pairs_u32[pair, PAIR_LAST]), 0)
-    else:
-        row[start] = 0.0 if known else np.nan
-        row[start + 1] = 0.0 if known else np.nan
-        row[start + 2] = np.nan
     row[schema.PAIR_START + 6 + (start - schema.PAIR_START) // 3] = alike

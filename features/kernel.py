@@ -34,6 +34,15 @@ from features.transaction import (
 
 
 @compiled
+def start(table, time):
+    """Begin to watch at the first record's time, unless the table was told since when it watches."""
+    if table.meta[STARTED] == 0:
+        table.meta[STARTED] = 1
+        table.meta[HORIZON] = time
+        table.meta[SINCE] = time
+
+
+@compiled
 def run(table, records, floats, rows, hits, w, observing):
     """Emit each record's row from the past, then (if observing) make the record part of the past.
 
@@ -46,16 +55,14 @@ def run(table, records, floats, rows, hits, w, observing):
         w: Scratch for four weights, float64, shape (4,).
         observing: False leaves the table as it is.
     """
+    started = table.meta[STARTED]
     for i in range(records.shape[0]):
         time = np.int64(records[i, 7])
         flags = np.int64(records[i, 8])
         amount = min(floats[i, 6], AMOUNT_MAX)
         a, b, c = records[i, 0], records[i, 1], records[i, 2]
         d, e, f = records[i, 3], records[i, 4], records[i, 5]
-        if table.meta[STARTED] == 0:
-            table.meta[STARTED] = 1
-            table.meta[HORIZON] = time
-            table.meta[SINCE] = time
+        start(table, time)
         sender_hash, recipient_hash = hash_key(a, b, c), hash_key(d, e, f)
         has_recipient = flags & IS_CREATION == 0
         sender = find(table, a, b, c, sender_hash)
@@ -97,3 +104,5 @@ def run(table, records, floats, rows, hits, w, observing):
                 recipient = insert(table, d, e, f, recipient_hash, time, sender)
             observe_recipient(table, recipient, sender, flags, amount, time, sender_hash, is_first, sender_lists, w)
             observe_pair(table, pair, spare, tag, recipient_hash, amount if moved else 0.0, time)
+    if not observing and started == 0:
+        table.meta[STARTED] = table.meta[HORIZON] = table.meta[SINCE] = 0

@@ -269,7 +269,16 @@ def merge_account(table, slot, other, other_slot, w):
 
 @compiled
 def merge_accounts(table, other, w):
-    """Merge every account of `other` into `table`; `other` is decayed on the way and must be thrown away."""
+    """Merge every account of `other` into `table`; `other` is decayed on the way and must be thrown away.
+
+    What only one table knows may be what the other evicted: it is known from the other's horizon on.
+    """
+    own_horizon, other_horizon = table.meta[HORIZON], other.meta[HORIZON]
+    for slot in range(table.meta[N_ACCOUNTS]):
+        key = table.u64[slot]
+        a, b, c = key[0], key[1], key[2] & np.uint64(0xFFFFFFFF)
+        if find(other, a, b, c, hash_key(a, b, c)) < 0:
+            table.u32[slot, KNOWN_FROM] = max(np.int64(table.u32[slot, KNOWN_FROM]), other_horizon)
     table.meta[HORIZON] = max(table.meta[HORIZON], other.meta[HORIZON])
     table.meta[STARTED] = max(table.meta[STARTED], other.meta[STARTED])
     table.meta[SINCE] = max(table.meta[SINCE], other.meta[SINCE])
@@ -282,6 +291,7 @@ def merge_accounts(table, other, w):
             time = np.int64(other.u32[other_slot, UPDATED])
             slot = insert(table, a, b, c, h, time, np.int64(-1))
             table.u64[slot, 2:] = other.u64[other_slot, 2:]
+            table.u32[slot, KNOWN_FROM] = max(np.int64(table.u32[slot, KNOWN_FROM]), own_horizon)
         else:
             merge_account(table, slot, other, other_slot, w)
 
@@ -290,10 +300,13 @@ def merge_accounts(table, other, w):
 def merge_pairs(table, other):
     """Merge every pair of `other` into `table`; both have the same number of rows."""
     for row in range(other.pairs_u64.shape[0]):
+        start = row - row % PAIR_WAYS
+        if row == start:
+            horizon = max(table.pairs_u32[row, BUCKET_HORIZON], other.pairs_u32[row, BUCKET_HORIZON])
+            table.pairs_u32[row, BUCKET_HORIZON] = horizon
         tag, peer = other.pairs_u64[row, PAIR_TAG], other.pairs_u64[row, PAIR_PEER]
         if tag == 0:
             continue
-        start = row - row % PAIR_WAYS
         found, spare = np.int64(-1), start
         for mine in range(start, start + PAIR_WAYS):
             if table.pairs_u64[mine, PAIR_TAG] == 0:
