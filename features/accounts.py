@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from features import kernel, observe, schema, table
 from features.errors import StateError, UsageError
+from features.transaction import TIMESTAMP_MAX
 
 if TYPE_CHECKING:
     from features.screening import Screening
@@ -49,6 +50,8 @@ class Accounts:
         n_pairs = -(-pairs_max // table.PAIR_WAYS) * table.PAIR_WAYS
         meta = np.zeros(table.META_WORDS, dtype=np.int64)
         if history_start is not None:
+            if not 0 <= history_start <= TIMESTAMP_MAX:
+                raise UsageError(f"history_start is {history_start}, not 0 to {TIMESTAMP_MAX}")
             meta[table.STARTED] = 1
             meta[table.HORIZON] = meta[table.SINCE] = history_start
         self._adopt(
@@ -153,6 +156,9 @@ class Accounts:
             StateError: The arrays were saved with other limits.
         """
         own = self.table
+        missing = [name for name in self.arrays() if name not in arrays]
+        if missing:
+            raise StateError(f"saved state has no {', '.join(missing)}")
         for name, expected in (("slots", own.slots), ("pairs", own.pairs_f32), ("meta", own.meta)):
             if arrays[name].shape != expected.shape or arrays[name].dtype != expected.dtype:
                 raise StateError(
@@ -160,10 +166,16 @@ class Accounts:
                     "start with the accounts_max and pairs_max it was saved with"
                 )
         accounts = arrays["accounts"]
-        if len(accounts) > len(own.f32) or accounts.shape[1:] != own.f32.shape[1:]:
-            raise StateError(f"saved accounts have shape {accounts.shape}, this table {own.f32.shape}")
+        if len(accounts) > len(own.f32) or accounts.shape[1:] != own.f32.shape[1:] or accounts.dtype != np.float32:
+            raise StateError(
+                f"saved accounts have shape {accounts.shape} of {accounts.dtype}, this table {own.f32.shape} of float32"
+            )
+        # The kernel follows slots without looking: an index of other accounts would read foreign memory.
+        n_indexed, n_counted = np.count_nonzero(arrays["slots"]), int(arrays["meta"][table.N_ACCOUNTS])
+        if not len(accounts) == n_indexed == n_counted:
+            raise StateError(f"saved state has {len(accounts)} accounts, {n_indexed} indexed and {n_counted} counted")
+        # Slots behind the accounts are zeroed when they are given out; touching them here would make them resident.
         own.f32[: len(accounts)] = accounts
-        own.f32[len(accounts) :] = 0.0
         own.slots[:] = arrays["slots"]
         own.pairs_f32[:] = arrays["pairs"]
         own.meta[:] = arrays["meta"]

@@ -63,6 +63,8 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
     """Pack a table of transactions, shape (n, RECORD_WORDS); `place` names it in errors."""
     n = table.num_rows
     records = np.zeros((n, RECORD_WORDS), dtype=np.uint64)
+    if not n:
+        return records
     names = set(table.column_names)
     is_token = "token_address" in names
 
@@ -77,36 +79,48 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
         )
     records.view(np.float64)[:, 6] = np.nan if is_token else _amounts(table, place)
 
-    time = table["block_timestamp"].cast(pa.int64()).to_numpy()
+    time = pc.fill_null(_integers(table, "block_timestamp", place), -1).to_numpy()
     outside = np.flatnonzero((time < TIMESTAMP_MIN) | (time > TIMESTAMP_MAX))
     if len(outside):
+        found = table["block_timestamp"][int(outside[0])].as_py()
         raise InputError(
-            f"{place}: row {outside[0]} has block_timestamp {time[outside[0]]}, not {TIMESTAMP_MIN} to {TIMESTAMP_MAX}"
+            f"{place}: row {outside[0]} has block_timestamp {found}, not {TIMESTAMP_MIN} to {TIMESTAMP_MAX}"
         )
     records[:, 7] = time
 
     flags = np.where(np.diff(to_offsets) == 0, IS_CREATION, 0)
     flags |= IS_TOKEN if is_token else 0
     if "receipt_status" in names:
-        status = pc.fill_null(table["receipt_status"].cast(pa.int64()), -1).to_numpy()
+        status = pc.fill_null(_integers(table, "receipt_status", place), -1).to_numpy()
         flags |= np.where(status >= 0, IS_STATUS_KNOWN, 0) | np.where(status == 0, IS_FAILED, 0)
     flags |= _methods(table) << METHOD_SHIFT
     records[:, 8] = flags
-    lengths = pc.fill_null(table["input_bytes"].cast(pa.int64()), -1).to_numpy() if "input_bytes" in names else -1
+    lengths = pc.fill_null(_integers(table, "input_bytes", place), -1).to_numpy() if "input_bytes" in names else -1
     records.view(np.int64)[:, 9] = lengths
     return records
 
 
+def _integers(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:
+    try:
+        return table[name].cast(pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{place}: column {name} of type {table[name].type} holds no integers: {error}") from error
+
+
 def _amounts(table: pa.Table, place: str) -> NDArray[np.float64]:
     value = table["value"]
-    if not pa.types.is_integer(value.type):
+    if pa.types.is_integer(value.type):
+        valid = pc.greater_equal(value, pa.scalar(0, value.type))
+    else:
         value = pc.cast(value, pa.string())
-        digits = pc.match_substring_regex(value, "^[0-9]{1,78}$")
-        if not pc.all(digits).as_py() or value.null_count:
-            bad = pc.index(pc.fill_null(digits, False), False).as_py()
-            raise InputError(f"{place}: row {bad} has value {value[bad].as_py()!r}, not a decimal of 1 to 78 digits")
-    # Arrow parses decimals to the nearest float64, as Python turns an int into a float: bit for bit the live amount.
-    amounts: NDArray[np.float64] = pc.cast(value, pa.float64()).to_numpy() / WEI_PER_ETHER
+        valid = pc.match_substring_regex(value, "^[0-9]{1,78}$")
+    valid = pc.fill_null(valid, False)
+    if not pc.all(valid).as_py():
+        bad = pc.index(valid, False).as_py()
+        raise InputError(f"{place}: row {bad} has value {value[bad].as_py()!r}, not a decimal of 1 to 78 digits")
+    # Arrow turns decimals and integers into the nearest float64, as Python does an int: bit for bit the live amount.
+    # `safe` would refuse integers from 2**53 on, which float64 cannot hold exactly.
+    amounts: NDArray[np.float64] = pc.cast(value, pa.float64(), safe=False).to_numpy() / WEI_PER_ETHER
     return amounts
 
 

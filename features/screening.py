@@ -93,6 +93,6 @@ def _entry(row: dict[str, str], place: str) -> tuple[str, str, int]:
         raise ScreeningError(f"{place}: address is {address[:80]!r}, not 0x and 40 hex digits")
     if not name.strip():
         raise ScreeningError(f"{place}: the list has no name")
-    if not since.isascii() or not since.isdigit() or int(since) > TIMESTAMP_MAX:
+    if not since.isascii() or not since.isdigit() or len(since) > 10 or int(since) > TIMESTAMP_MAX:
         raise ScreeningError(f"{place}: known_from is {since[:80]!r}, not Unix seconds up to {TIMESTAMP_MAX}")
     return address, name.strip(), int(since)
