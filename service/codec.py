@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, BinaryIO, NoReturn, cast
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
 
 from features.errors import Reason, RejectedError
@@ -62,6 +63,11 @@ _INTEGER = re.compile(r"(-?)(?:0x0*([0-9a-fA-F]+)|0*([0-9]+))").fullmatch
 _PARTS = re.compile(r"(?:0x[0-9a-fA-F]{40}){1,3}(?:0x[0-9a-fA-F]{64}){1,2}").fullmatch
 # An unclosed string runs to the end, so that a message of quotes and backslashes is still read only once.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)
+
+_STEPS = np.zeros(256, dtype=np.int8)
+"""What each byte outside strings adds to the depth."""
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
 
 # msgspec compares such bounds while parsing and only knows those below 2**63; what lies above is left to `_careful`.
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -293,11 +299,11 @@ def _check_depth(raw: bytes) -> None:
     # Two counts over the bytes clear nearly every message; strings and closing brackets matter only beyond them.
     if raw.count(b"{") + raw.count(b"[") <= DEPTH_MAX:
         return
-    depth = 0
-    for match in re.finditer(rb"[\[\]{}]", _STRING.sub(b"", raw)):
-        depth += 1 if match[0] in b"[{" else -1
-        if depth > DEPTH_MAX:
-            raise RejectedError("too_deep", f"objects and arrays stand {depth} deep; allowed: {DEPTH_MAX}")
+    # A loop would take half a second over a megabyte of brackets.
+    steps = _STEPS[np.frombuffer(_STRING.sub(b"", raw), dtype=np.uint8)]
+    depth = int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    if depth > DEPTH_MAX:
+        raise RejectedError("too_deep", f"objects and arrays stand {depth} deep; allowed: {DEPTH_MAX}")
 
 
 def _careful(raw: bytes, chain_id: int) -> Transaction:

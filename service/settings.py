@@ -104,7 +104,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0.05
     poll_seconds: Annotated[float, Meta(gt=0, le=10, description="Longest wait for the first record of a batch.")] = 0.2
     message_bytes_max: Annotated[
-        int, Meta(ge=1024, le=104_857_600, description="Largest message that is decoded; larger ones are rejected.")
+        int, Meta(ge=1024, le=16_777_216, description="Largest message that is decoded; larger ones are rejected.")
     ] = 1_048_576
     chain_id: Annotated[
         int, Meta(ge=0, le=2**63 - 1, description="Chain of a transaction that names none (1 is Ethereum mainnet).")
