@@ -52,17 +52,17 @@ def test_wheel_holds_the_packages_and_the_artefact(wheel: Path) -> None:
 def test_wheel_alone_is_enough(wheel: Path, tmp_path: Path) -> None:
     """Installed with its own requirements only, `falconet check --offline` passes and site-packages stays untouched."""
     environment, cache = tmp_path / "environment", tmp_path / "cache"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     # The lock's versions as constraints: what is installed is what the wheel itself asks for, and nothing unpinned.
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("".join(f"{pin}\n" for pin in re.findall(r"^(\S+==[^\\\n]+?) \\$", lock, re.MULTILINE)))
-    pip = (environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:")
-    run(*pip, "--constraint", constraints, wheel)
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet")
+    run(*pip, "--no-compile", "--only-binary=:all:", "--constraint", constraints, wheel)
     falconet = environment / "bin" / "falconet"
 
     version = run(falconet, "--version")
-    checked = run(falconet, "check", "--offline", NUMBA_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1")
+    checked = run(falconet, "check", "--offline", NUMBA_CACHE_DIR=str(cache))
 
     assert re.fullmatch(r"falconet \d+\.\d+\.\d+\n", version)
     assert "model" in checked
