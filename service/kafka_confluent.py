@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from features.errors import BrokerError, OutageError, UsageError
 from service.kafka import (
     FETCH_BYTES_MAX,
+    FETCH_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
     SESSION_SECONDS,
@@ -160,7 +161,7 @@ class ConfluentClient:
             "queued.max.messages.kbytes": 2 * FETCH_BYTES_MAX // 1024,
             # Once its queue is full the library stops fetching for this long: the default of 1 s shows as a stall.
             "fetch.queue.backoff.ms": 5,
-            "fetch.wait.max.ms": 200,
+            "fetch.wait.max.ms": int(FETCH_SECONDS * 1000),
         }
 
     def _on_assign(self, _consumer: object, partitions: list[Any]) -> None:

@@ -10,6 +10,7 @@ from kafka.structs import OffsetAndMetadata
 from features.errors import BrokerError, OutageError
 from service.kafka import (
     FETCH_BYTES_MAX,
+    FETCH_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
     SESSION_SECONDS,
@@ -130,7 +131,7 @@ class KafkaPythonClient:
             heartbeat_interval_ms=int(SESSION_SECONDS * 1000 / 4),
             max_partition_fetch_bytes=FETCH_BYTES_MAX // 4,
             fetch_max_bytes=FETCH_BYTES_MAX,
-            fetch_max_wait_ms=200,
+            fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
             metrics_enabled=False,
         )
 
