@@ -401,7 +401,7 @@ def _consumer(effective: Settings) -> Any:
         isolation_level="read_committed",
         auto_offset_reset="earliest",
         enable_auto_commit=False,
-        fetch_max_wait_ms=50,
+        fetch_max_wait_ms=20,
         metrics_enabled=False,
     )
     consumer.assign(
