@@ -4,6 +4,8 @@ The kernel writes the columns, docs/features.md lists them, the naive oracle in 
 """
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
@@ -45,10 +47,18 @@ def _transaction() -> list[Feature]:
     ]
 
 
-def _side(side: str, who: str) -> list[Feature]:
-    def feature(name: str, unit: str, meaning: str, sentence: str, *, trained: bool = True) -> Feature:
-        return Feature(f"{side}_{name}", unit, meaning, f"the {who} {sentence}", trained)
+def _of_side(
+    side: str, who: str, name: str, unit: str, meaning: str, sentence: str, *, trained: bool = True
+) -> Feature:
+    return Feature(f"{side}_{name}", unit, meaning, f"the {who} {sentence}", trained)
 
+
+def _side(side: str, who: str) -> list[Feature]:
+    feature = partial(_of_side, side, who)
+    return [*_flows(feature), *_moments(feature), *_habits(feature), *_minor(feature)]
+
+
+def _flows(feature: Callable[..., Feature]) -> list[Feature]:
     columns = []
     for h in HALF_LIVES:
         decayed = f"decayed with half-life {h}"
@@ -60,6 +70,11 @@ def _side(side: str, who: str) -> list[Feature]:
             feature(f"in_amount_{h}", "ether", f"Amount received, {decayed}.", f"received {{value}} ETH ({h})"),
             feature(f"out_amount_{h}", "ether", f"Amount paid, {decayed}.", f"paid {{value}} ETH ({h})"),
         ]
+    return columns
+
+
+def _moments(feature: Callable[..., Feature]) -> list[Feature]:
+    columns = []
     for h in ("1d", "30d"):
         for way, verb in (("in", "receives"), ("out", "pays")):
             columns += [
@@ -96,7 +111,11 @@ def _side(side: str, who: str) -> list[Feature]:
                 f"made {{value}} payments to strangers ({h})",
             ),
         ]
-    columns += [
+    return columns
+
+
+def _habits(feature: Callable[..., Feature]) -> list[Feature]:
+    return [
         feature(
             "count_balance_30d",
             "-1 to 1",
@@ -154,6 +173,12 @@ def _side(side: str, who: str) -> list[Feature]:
             "sees 10^{value} times the amount it usually pays",
         ),
         feature("amount_of_in_1d", "ratio", "amount / in_amount_1d.", "sees {value} of what it received in a day"),
+    ]
+
+
+def _minor(feature: Callable[..., Feature]) -> list[Feature]:
+    """Return what the training data's second source lacks, and what lists tell."""
+    return [
         feature("token_in_30d", "transfers", "Token transfers received.", "got {value} token transfers", trained=False),
         feature("token_out_30d", "transfers", "Token transfers sent.", "sent {value} token transfers", trained=False),
         feature("zero_in_30d", "calls", "Transactions of value 0 received.", "got {value} calls", trained=False),
@@ -175,7 +200,6 @@ def _side(side: str, who: str) -> list[Feature]:
             trained=False,
         ),
     ]
-    return columns
 
 
 def _pair() -> list[Feature]:
