@@ -217,13 +217,12 @@ class Run:
             self._receive()
             if time.monotonic() > deadline:
                 raise FalconetError(f"the service scored nothing within {READY_SECONDS:g} s of its start")
-        if not interruption.asked:
-            self._first_page = scrape.read(self._url)
-            self._started_s = self._looked_s = time.monotonic()
+        self._first_page = None if interruption.asked else scrape.read(self._url)
+        self._started_s = self._looked_s = time.monotonic()
 
     def until_answered(self, interruption: Interruption) -> None:
         """Let the sender send, and follow until everything is answered or nothing comes any more."""
-        self._sender.tell("stop" if interruption.asked else "go")
+        self._sender.tell("go")
         heard_s = time.monotonic()
         told_to_stop = False
         while not (self._sender.is_done and not self.tally.n_open):
@@ -312,6 +311,9 @@ def run(options: Options) -> int:
         stack.callback(run.close)
         begun_s = time.monotonic()
         run.until_ready(interruption)
+        if interruption.asked:
+            shown.say("interrupted before the first score: nothing to report")
+            return INTERRUPTED
         shown.say(f"service   scored its first transaction after {time.monotonic() - begun_s:.1f} s")
         with shown:
             run.until_answered(interruption)

@@ -8,18 +8,16 @@ from typing import Any
 
 from features.errors import InputError
 
-PARQUET_COLUMNS = (
-    "hash_prefix",
-    "block_number",
-    "block_timestamp",
+REQUIRED_COLUMNS = ("block_number", "block_timestamp", "from_address", "to_address", "value")
+HASH_COLUMNS = ("hash", "hash_prefix")
+"""Either will do; a prefix is padded with zeros."""
+
+OPTIONAL_COLUMNS = (
     "transaction_index",
     "nonce",
     "gas",
     "gas_price",
-    "from_address",
-    "to_address",
     "contract_address",
-    "value",
     "receipt_gas_used",
     "receipt_status",
     "method_id",
@@ -114,37 +112,41 @@ def from_parquet(path: Path) -> Iterator[tuple[str, bytes]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path)
+        file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as parquet: {error}") from error
-    missing = [column for column in PARQUET_COLUMNS if column not in table.schema_arrow.names]
+    there = set(file.schema_arrow.names)
+    missing = [name for name in REQUIRED_COLUMNS if name not in there]
+    if not there.intersection(HASH_COLUMNS):
+        missing.append(" or ".join(HASH_COLUMNS))
     if missing:
         raise InputError(f"{path} lacks the columns {', '.join(missing)}")
-    for batch in table.iter_batches(batch_size=10_000, columns=list(PARQUET_COLUMNS)):
+    columns = [name for name in (*REQUIRED_COLUMNS, *HASH_COLUMNS, *OPTIONAL_COLUMNS) if name in there]
+    for batch in file.iter_batches(batch_size=10_000, columns=columns):
         for row in batch.to_pylist():
             yield _from_row(row)
 
 
 def _from_row(row: dict[str, Any]) -> tuple[str, bytes]:
-    tx_hash = "0x" + row["hash_prefix"].hex().ljust(64, "0")
+    tx_hash = row.get("hash") or "0x" + row["hash_prefix"].hex().ljust(64, "0")
     timestamp = row["block_timestamp"]
     message = {
         "type": "transaction",
         "hash": tx_hash,
-        "nonce": row["nonce"],
-        "transaction_index": row["transaction_index"],
+        "nonce": row.get("nonce"),
+        "transaction_index": row.get("transaction_index"),
         "from_address": row["from_address"],
         "to_address": row["to_address"],
         "value": int(row["value"]),
-        "gas": row["gas"],
-        "gas_price": row["gas_price"],
-        "input": _input_hex(row["method_id"], row["input_bytes"]),
+        "gas": row.get("gas"),
+        "gas_price": row.get("gas_price"),
+        "input": _input_hex(row.get("method_id"), row.get("input_bytes")),
         "block_timestamp": timestamp,
         "block_number": row["block_number"],
         "block_hash": None,
-        "receipt_gas_used": row["receipt_gas_used"],
-        "receipt_contract_address": row["contract_address"],
-        "receipt_status": row["receipt_status"],
+        "receipt_gas_used": row.get("receipt_gas_used"),
+        "receipt_contract_address": row.get("contract_address"),
+        "receipt_status": row.get("receipt_status"),
         "item_id": f"transaction_{tx_hash}",
         "item_timestamp": rfc3339(timestamp),
     }

@@ -90,21 +90,26 @@ def screen(moment: Moment) -> "RenderableType":
     from rich.text import Text
 
     tally = moment.tally
-    flow = Table.grid(padding=(0, 3))
-    flow.add_row("sent", f"{tally.n_sent:,}", f"{moment.sent_per_s:,.0f}/s", "lag", f"{tally.n_open:,}")
-    flow.add_row("scored", f"{tally.n_scored:,}", f"{moment.scored_per_s:,.0f}/s", "rejected", f"{tally.n_rejected:,}")
+    flow = Table.grid(padding=(0, 2))
+    flow.add_row("sent", f"{tally.n_sent:,}", f"{moment.sent_per_s:,.0f}/s")
+    flow.add_row("scored", f"{tally.n_scored:,}", f"{moment.scored_per_s:,.0f}/s")
+    flow.add_row("lag", f"{tally.n_open:,}")
+    flow.add_row("rejected", f"{tally.n_rejected:,}")
     for decision, n in sorted(tally.decisions.items()):
         flow.add_row(decision, f"{n:,}")
-    latencies = Table(title="latency per transaction", title_justify="left")
-    for column in ("", "p50", "p99"):
-        latencies.add_column(column, justify="right" if column else "left")
+    latencies = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("latency per transaction", "p50", "p99"):
+        latencies.add_column(column, justify="left" if column.startswith("latency") else "right")
     for title, latency in _latencies(moment):
         latencies.add_row(title, duration(latency.quantile(0.5)), duration(latency.quantile(0.99)))
+    # Side by side, so that all of it fits on 24 lines: what does not fit is cut off.
+    halves = Table.grid(padding=(0, 4))
+    halves.add_row(flow, latencies)
     alerts = Text("\n".join(alert(scored, tally) for scored in reversed(tally.newest)) or "none so far")
     alerts.no_wrap = True
     alerts.overflow = "ellipsis"
     title = f"falconet demo  {moment.elapsed_s:.0f} s  {moment.model}"
-    return Panel(Group(flow, "", latencies, "", "newest alerts", alerts), title=title)
+    return Panel(Group(halves, "", "newest alerts", alerts), title=title)
 
 
 class Shown(Protocol):
