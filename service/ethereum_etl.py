@@ -136,7 +136,8 @@ def _from_row(row: dict[str, Any]) -> tuple[str, bytes]:
         "nonce": row.get("nonce"),
         "transaction_index": row.get("transaction_index"),
         "from_address": row["from_address"],
-        "to_address": row["to_address"],
+        # Some exports write a contract's creation as an empty recipient.
+        "to_address": row["to_address"] or None,
         "value": int(row["value"]),
         "gas": row.get("gas"),
         "gas_price": row.get("gas_price"),

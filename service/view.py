@@ -212,6 +212,13 @@ def summary(moment: Moment, *, source: str, is_simulated: bool, n_listed: int) -
     )
     if tally.n_repeated:
         lines.append(f"{tally.n_repeated:,} scores came twice: this broker shows readers what was aborted.")
+    if tally.n_wrongly_rejected:
+        lines.append(f"{tally.n_wrongly_rejected:,} of the rejected were whole transactions.")
+    n_alerted = sum(tally.decisions.values()) - tally.decisions["allow"]
+    if tally.n_alerts != n_alerted:
+        lines.append(
+            f"{tally.n_alerts:,} alerts stand on their topic beside {n_alerted:,} scores that are not `allow`."
+        )
     lines.append(
         "Decisions: " + ", ".join(f"{decision} {n:,}" for decision, n in sorted(tally.decisions.items())) + "."
     )

@@ -135,6 +135,7 @@ def test_summary_says_that_the_traffic_was_simulated_and_what_was_found():
 
     assert "This traffic was simulated (seed 1)" in text
     assert "75.0 %" in text
+    assert "0 alerts stand on their topic beside 4 scores" in text
     assert "1 of 1,000 ordinary transactions, 1.0 in 1,000" in text
     assert "simulated" not in view.summary(moment, source="a.parquet", is_simulated=False, n_listed=0)
 
@@ -188,6 +189,23 @@ def test_parquet_rows_become_messages_that_decode(parquet):
     assert (first.input[:10], len(first.input)) == ("0xa9059cbb", 2 + 2 * 68)
     assert (second.to_address, second.nonce, second.gas_price, second.receipt_status) == (None, None, None, None)
     assert second.input == "0x00"
+
+
+def test_parquet_with_the_least_columns_is_enough(tmp_path):
+    """A file with whole hashes and no receipts streams too; an empty recipient means that a contract is created."""
+    rows = {
+        "hash": ["0x" + "03" * 32],
+        "block_number": [5],
+        "block_timestamp": [1_500_000_000],
+        "from_address": [A],
+        "to_address": [""],
+        "value": ["1"],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "blocks.parquet")
+    [(transaction_id, value)] = ethereum_etl.from_parquet(tmp_path / "blocks.parquet")
+    tx = Decoder(chain_id=1, message_bytes_max=1_048_576).decode(value)
+
+    assert (tx.id, tx.to_address, tx.value, tx.input) == (transaction_id, None, 1, None)
 
 
 def test_parquet_without_the_columns_is_refused(tmp_path):
