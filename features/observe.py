@@ -51,6 +51,7 @@ from features.table import (
     TOKEN_IN,
     TOKEN_OUT,
     UPDATED,
+    WORDS,
     ZERO_IN,
     ZERO_OUT,
     find,
@@ -290,7 +291,8 @@ def merge_accounts(table, other, w):
         if slot < 0:
             time = np.int64(other.u32[other_slot, UPDATED])
             slot = insert(table, a, b, c, h, time, np.int64(-1))
-            table.u64[slot, 2:] = other.u64[other_slot, 2:]
+            for j in range(2, WORDS // 2):  # A slice would copy through memory that the kernels do not allocate.
+                table.u64[slot, j] = other.u64[other_slot, j]
             table.u32[slot, KNOWN_FROM] = max(np.int64(table.u32[slot, KNOWN_FROM]), own_horizon)
         else:
             merge_account(table, slot, other, other_slot, w)
