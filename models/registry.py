@@ -65,7 +65,7 @@ class Teacher:
             facts = msgspec.json.decode((folder / TEACHER_FACTS_FILE).read_bytes(), type=TeacherFacts)
             with gzip.open(path) as file:
                 text = file.read(TEACHER_BYTES_MAX + 1)
-        except (OSError, EOFError, zlib.error, msgspec.DecodeError) as error:
+        except (OSError, EOFError, zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}: cannot be read: {error}") from error
         if len(text) > TEACHER_BYTES_MAX:
             raise ArtifactError(f"{path}: over the limit of {TEACHER_BYTES_MAX} bytes unpacked")
