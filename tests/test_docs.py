@@ -107,7 +107,10 @@ def test_commands_of_the_docs_exist() -> None:
     text = read("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/architecture.md")
     snippets = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
     code = " \n".join(block or inline for block, inline in snippets)
-    known = {name: {opt for p in command.params for opt in p.opts} for name, command in generate.commands()}
+    known = {
+        name: {opt for p in command.params for opt in (*p.opts, *p.secondary_opts)}
+        for name, command in generate.commands()
+    }
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
 
     for line in re.findall(r"\bfalconet [a-z][^\n#]*", code):
