@@ -6,14 +6,13 @@ A command imports what it needs when it runs, so that `--help` and a wrong optio
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from features.errors import FalconetError, UsageError
-
-if TYPE_CHECKING:
-    from service.settings import Settings
+from service import settings
+from service.settings import DATA_VARIABLE, Settings
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -49,10 +48,8 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _settings(config: Path | None, bootstrap_servers: str | None) -> "Settings":
-    # Before the heavy imports, so that a wrong setting is told at once.
-    from service import settings
-
+def _settings(config: Path | None, bootstrap_servers: str | None) -> Settings:
+    """Read the settings; before the heavy imports, so that a wrong one is told at once."""
     return settings.load(config=config, overrides={"bootstrap_servers": bootstrap_servers})
 
 
@@ -129,7 +126,7 @@ def bench(
     bootstrap_servers: Bootstrap = None,
     kafka: Annotated[bool, typer.Option("--kafka/--no-kafka", help="Also measure through the broker.")] = True,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", envvar="FALCONET_DATA", help="Real transactions to replay.")
+        Path | None, typer.Option("--data", metavar="DIR", envvar=DATA_VARIABLE, help="Real transactions to replay.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Show that it works, in a minute; the figures mean little.")
@@ -143,6 +140,51 @@ def bench(
     report = bench.run(settings=effective, kafka=kafka, data=bench.data_folder(data), quick=quick, say=typer.echo)
     if output is not None:
         bench.write(report, output)
+
+
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data", metavar="DIR", envvar=DATA_VARIABLE, help="Folder of labelled transactions and accounts.csv."
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn.")]
+
+
+@app.command()
+def train(
+    data: Data,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder of the model; its name is the version.")
+    ],
+    seed: Seed = 1,
+) -> None:
+    """Train the served model and the large one beside it, and write both with their evaluation."""
+    from models import train
+    from models.progress import progress
+
+    with progress() as report:
+        train.train(data, output, seed=seed, progress=report)
+    typer.echo(f"wrote the model and its evaluation to {output}")
+
+
+@app.command()
+def evaluate(
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for evaluation.md and .json.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the packaged champion.")
+    ] = None,
+    seed: Seed = 1,
+) -> None:
+    """Judge a model and its large one by the data's protocol, with intervals."""
+    from models import registry, report
+    from models.progress import progress
+
+    with progress() as tell:
+        result = report.evaluate_folder(model or registry.champion(), data, seed=seed, progress=tell)
+    report.write(output, result)
+    typer.echo(f"wrote evaluation.md and evaluation.json to {output}")
 
 
 @app.command()
