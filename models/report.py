@@ -12,7 +12,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from models import evaluate, registry
+from features.errors import InputError
+from models import dataset, evaluate, registry
 from models.dataset import Report as Progress
 from models.dataset import Sample
 from models.scorer import Scorer
@@ -111,6 +112,30 @@ def judge(
     progress("evaluation", 2, 2)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     return Report(made_at, machine(), commit(), data, seed, n_replicates, libraries(), [served, large])
+
+
+def evaluate_folder(
+    folder: Path, data: Path, *, seed: int = 1, n_replicates: int = evaluate.N_REPLICATES, progress: Progress
+) -> Report:
+    """Evaluate the models of a folder on a data folder, each row at its own time.
+
+    Args:
+        folder: Holds the model's file and its teacher.
+        data: Folder with the files of `models.dataset`.
+        seed: Of the bootstrap.
+        n_replicates: Resamplings for the intervals.
+        progress: Told of the progress.
+
+    Raises:
+        InputError: The data or a model cannot be read.
+    """
+    records = dataset.read(data)
+    sample = dataset.sample(records)
+    sample = sample.take(sample.time >= dataset.VALIDATION_START)
+    if any(not chosen.any() for chosen in evaluate.test_sets(sample).values()):
+        raise InputError(f"{data}: a test set from 2018-10-01 on is empty, there is nothing to judge by")
+    rows = dataset.matrix(records, sample.position, report=progress)
+    return judge(folder, sample, rows, data=records.digest, seed=seed, n_replicates=n_replicates, progress=progress)
 
 
 def _evaluation(

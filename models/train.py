@@ -37,23 +37,27 @@ FIXED: Settings = {
     "verbose": -1,
 }
 SERVED: Settings = {
-    "n_trees": 200,
-    "learning_rate": 0.1,
+    "n_trees": 150,
+    "learning_rate": 0.15,
     "num_leaves": 31,
     "max_depth": compact.DEPTH_MAX,
     "min_data_in_leaf": 100,
-    "feature_fraction": 0.25,
+    "feature_fraction": 0.15,
     "lambda_l2": 5.0,
 }
+"""Validation ROC AUC, all / against A / against B / new / first: 0.956 / 0.929 / 0.963 / 0.938 / 0.825; two seeds differ by
+0.002. 200 trees at 0.13 gave 0.955 / 0.930 / 0.961 / 0.935 / 0.825, and 200 trees taught by the teacher's scores instead of
+the labels 0.954 / 0.924 / 0.962 / 0.937 / 0.818."""
 TEACHER: Settings = {
     "n_trees": 800,
-    "learning_rate": 0.05,
+    "learning_rate": 0.04,
     "num_leaves": 63,
     "max_depth": -1,
     "min_data_in_leaf": 100,
-    "feature_fraction": 0.25,
+    "feature_fraction": 0.15,
     "lambda_l2": 5.0,
 }
+"""0.959 / 0.942 / 0.964 / 0.940 / 0.818 on the same rows."""
 
 SHARES = {"phishing": 0.4, "A": 0.3, "B": 0.3, "background": 0.09}
 """Weight of each kind of row in training, whatever its number: A's normal accounts are of another time and B's are
