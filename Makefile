@@ -23,7 +23,7 @@ UV_VERSION := 0.13.9
 help: ## Show the commands.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
 
-demo: $(WARM) ## See simulated traffic go through Kafka, features and the model, for a minute.
+demo: $(WARM) ## See simulated traffic with fraud go through Kafka, features and the model.
 	@$(BIN)/falconet demo $(DEMO_ARGS)
 
 test: $(WARM) tools ## Run all tests, on Apache Kafka where a broker is meant.
