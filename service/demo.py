@@ -131,7 +131,9 @@ class Service:
             self._process.wait()
 
     def _said(self) -> str:
-        return self._log.read_text(errors="replace")[-2000:].strip()
+        """Return what it said last, without the settings and other notes of a good start."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if " INFO " not in line][-30:])
 
 
 class Sender:

@@ -3,6 +3,7 @@
 The rate is open-loop: what is due is sent even while the service stalls, so that a stall shows in the latencies.
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ def publish(plan: Plan, pipe: Connection) -> None:
     Anything else on the pipe stops it early, and so does the end of the demo. Runs in a process of its own.
     """
     from kafka import KafkaProducer
+    from kafka.errors import KafkaTimeoutError
 
     from service.kafka_python import connection
 
@@ -55,8 +57,9 @@ def publish(plan: Plan, pipe: Connection) -> None:
     try:
         _publish(plan, pipe, producer)
     except (EOFError, ConnectionError):
-        # The demo ended: nobody is left to report to.
-        producer.close(timeout=0)
+        # The demo ended: nobody is left to report to, or to mind what is not sent yet.
+        with contextlib.suppress(KafkaTimeoutError):
+            producer.close(timeout=0.2)
     else:
         producer.close()
 
