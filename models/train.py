@@ -45,9 +45,9 @@ SERVED: Settings = {
     "feature_fraction": 0.15,
     "lambda_l2": 5.0,
 }
-"""Validation ROC AUC, all / against A / against B / new / first: 0.956 / 0.929 / 0.963 / 0.938 / 0.825; two seeds differ by
-0.002. 200 trees at 0.13 gave 0.955 / 0.930 / 0.961 / 0.935 / 0.825, and 200 trees taught by the teacher's scores instead of
-the labels 0.954 / 0.924 / 0.962 / 0.937 / 0.818."""
+"""Validation ROC AUC, all / against A / against B / new / first: 0.956 / 0.929 / 0.963 / 0.938 / 0.825, and two seeds
+differ by 0.002. 200 trees at 0.13 gave 0.955 / 0.930 / 0.961 / 0.935 / 0.825; 200 trees taught by the teacher's scores
+instead of the labels 0.954 / 0.924 / 0.962 / 0.937 / 0.818."""
 TEACHER: Settings = {
     "n_trees": 800,
     "learning_rate": 0.04,
