@@ -97,6 +97,8 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
     records[:, 8] = flags
     lengths = pc.fill_null(_integers(table, "input_bytes", place), -1).to_numpy() if "input_bytes" in names else -1
     records.view(np.int64)[:, 9] = lengths
+    # Like the live path's records, which stand on bytes: the kernel is compiled once for both.
+    records.flags.writeable = False
     return records
 
 

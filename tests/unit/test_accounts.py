@@ -217,6 +217,18 @@ def test_table_without_lists_has_no_exposure():
         np.testing.assert_array_equal(accounts.emit(records([paid(3, 2, T)]))[0][0, columns], expected)
 
 
+def test_exposure_is_passed_on_in_shares():
+    """A flagged address's 1 ETH mixed with 3 clean ones makes a quarter, which further hands pass on as a quarter."""
+    lists = screening.build([(f"0x{1:040x}", "scam", 0)])
+    accounts = Accounts(accounts_max=64, pairs_max=64, screening=lists)
+    payments = [(1, 2, 1), (9, 2, 3), (2, 3, 1), (3, 4, 1), (9, 4, 1), (4, 5, 2)]
+    accounts.score_rows(records([paid(a, b, T, n * 10**18) for a, b, n in payments]))
+    rows, _ = accounts.emit(records([paid(9, i, T) for i in (2, 3, 4, 5)]))
+
+    assert rows[:, schema.index("to_exposure_direct")].tolist() == [0.25, 0, 0, 0]
+    assert rows[:, schema.index("to_exposure_passed")].tolist() == [0, 0.25, 0.125, 0.125]
+
+
 def test_amount_of_a_days_receipts_stays_finite():
     """Receipts of long ago are nothing, not a divisor that makes any amount infinite."""
     accounts = Accounts(accounts_max=64, pairs_max=64)

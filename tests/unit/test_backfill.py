@@ -215,6 +215,7 @@ def test_read_keeps_the_columns_in_the_files_order(tmp_path: Path):
 
     assert packed.view(np.float64)[:, 6].tolist() == [3e-18, 1e-18, 2e-18]
     assert kept["hash_prefix"].to_pylist() == [b"a", b"b", b"c"]
+    assert not packed.flags.writeable
 
 
 def test_slices_and_chunks_pack_like_the_whole():
