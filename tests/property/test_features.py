@@ -1,8 +1,10 @@
 """The kernel equals the naive oracle on drawn streams, whatever the batches, the order and the limits of memory."""
 
 import os
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -215,6 +217,27 @@ def test_long_stream_equals_oracle() -> None:
     transactions = drawn(700, n_addresses=12)
 
     assert_equal(accounts_of(), Oracle(), transactions)
+
+
+@pytest.mark.parametrize("name", ["transactions", "background_blocks"])
+def test_real_transactions_equal_oracle(data: Path, name: str) -> None:
+    """Of 700 real transactions, selected ones in a row or whole blocks years apart, every column is the oracle's."""
+    file = pq.ParquetFile(data / f"{name}.parquet")
+    rows = next(file.iter_batches(batch_size=5_700)).slice(5_000).to_pylist()
+    rows.sort(key=lambda row: row["block_timestamp"])
+    transactions = [
+        transaction(
+            row["from_address"],
+            row["to_address"] or None,
+            int(row["value"]),
+            row["block_timestamp"],
+            status=row.get("receipt_status"),
+            data=(row["method_id"] or "0x") if row["input_bytes"] is not None else None,
+        )
+        for row in rows
+    ]
+
+    assert_equal(accounts_of(accounts_max=4000), Oracle(), transactions)
 
 
 def test_evicting_kernel_equals_oracle() -> None:
