@@ -99,7 +99,7 @@ def test_piped_demo_accounts_for_every_message_in_plain_lines(marked: Marked) ->
 
 
 def test_ctrl_c_ends_with_the_summary_so_far(marked: Marked) -> None:
-    """Ctrl-C, sent to the whole process group as a terminal does, ends the sending; what was sent is answered and told."""
+    """Ctrl-C, sent to the whole process group as a terminal does, ends the sending; what was sent is answered."""
     process = subprocess.Popen(
         [str(FALCONET), "demo", "--seconds", "300", "--rate", "200"],
         env=marked.environment,
