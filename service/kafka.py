@@ -20,8 +20,9 @@ Record = tuple[bytes | None, bytes]
 
 Headers = list[tuple[str, bytes]]
 
-SESSION_SECONDS = 10.0
-"""How long a silent group member keeps its place: a killed replica delays the next one's start by this much."""
+SESSION_SECONDS = 20.0
+"""How long a silent group member keeps its place. A broker that restarts within it costs us no place; a replica that
+was killed delays the next one's start by this much."""
 
 TRANSACTION_SECONDS = 30.0
 """The broker aborts a transaction left open for longer, which otherwise holds up every `read_committed` reader."""

@@ -1,5 +1,6 @@
 """The fast client: confluent-kafka, whose network threads run in C beside the interpreter."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -284,7 +285,7 @@ class ConfluentClient:
             self._calls.close()
         opened = [each for each in (self._producer, self._consumer) if each is not None]
         for each in opened:
-            closing = threading.Thread(target=each.close, name="kafka-close", daemon=True)
+            closing = threading.Thread(target=_close, args=(each,), name="kafka-close", daemon=True)
             closing.start()
             closing.join(2)
 
@@ -314,10 +315,17 @@ _REFUSED = (
 )
 
 
+def _close(client: Any) -> None:
+    """Close a producer or consumer; one that was fenced says so once more."""
+    with contextlib.suppress(KafkaException):
+        client.close()
+
+
 def _insist(call: Callable[[], None]) -> None:
     """Make a transactional call again for as long as the library says that this goes on where it stopped.
 
-    The wait has no end of its own: the loop gives up on a call that hangs, and the process with it.
+    The wait has no end of its own, nor has librdkafka 2.16's `send_offsets_to_transaction` after its group coordinator
+    was restarted (its issues 5456 and 5511): the loop gives up on a call that hangs, and the process with it.
     """
     while True:
         try:

@@ -1,5 +1,6 @@
 """The `serve` command: from settings to a running loop, and from a signal to a state at rest."""
 
+import gc
 import logging
 import signal
 import sys
@@ -54,6 +55,7 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
     # The library logs each retry of its own; what matters comes back as an error.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
+    _calm_garbage_collector()
     service = Service(settings, is_fresh=is_fresh)
     with _on_signal(service):
         service.run()
@@ -72,6 +74,9 @@ class Service:
         self.metrics = Metrics()
         self.metrics_port = 0
         """Where the metrics page is served, once `ready` is set."""
+
+        self.is_standby = False
+        """Whether it waits for another replica to leave the group."""
 
         self.ready = threading.Event()
         """Set when transactions are being read."""
@@ -121,7 +126,6 @@ class Service:
     def _take_place(self, stack: ExitStack) -> Client | None:
         """Return a client that holds every partition, or None when stopped before."""
         client: Client | None = None
-        standing_by = False
         while not self._stop.is_set():
             try:
                 if client is None:
@@ -135,10 +139,11 @@ class Service:
                 self._stop.wait(RETRY_SECONDS)
                 continue
             if n_members == 0:
+                self.is_standby = False
                 return self._join(client)
-            if not standing_by:
+            if not self.is_standby:
                 log.warning("standby group=%s members=%d", self._settings.group_id, n_members)
-            standing_by = True
+            self.is_standby = True
             self._stop.wait(STANDBY_SECONDS)
         return None
 
@@ -220,6 +225,17 @@ class Service:
             accounts.n_accounts,
             time.perf_counter() - started_s,
         )
+
+
+def _calm_garbage_collector() -> None:
+    """Have the collector run a hundredth as often, over what this process makes while it serves.
+
+    The client's futures fill its youngest generation at every few records: with the defaults kafka-python took 34 µs of
+    CPU a transaction, so 28 (2 cores, 2026-11). Frozen modules are not walked any more, which takes 0.1 s each time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @contextmanager

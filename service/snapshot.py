@@ -4,6 +4,7 @@ The file is an uncompressed zip of plain arrays (numpy's .npz, each with a check
 them in MessagePack.
 """
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -73,7 +74,8 @@ def save(folder: Path, accounts: Accounts, *, topic: str, offsets: Offsets, unse
         temporary.replace(path)
         _sync(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
@@ -97,7 +99,7 @@ def load(folder: Path, accounts: Accounts, *, topic: str) -> Header | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             header = msgspec.msgpack.decode(saved["header"].tobytes(), type=Header)
             _check(header, topic)
             accounts.restore({name: saved[name] for name in accounts.arrays()})

@@ -46,6 +46,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a small model with its teacher, as the setting `model` takes it."""
+    # Here, because most tests need no LightGBM, and importing it takes a second.
+    from models import compact, registry
+    from tests.boosters import trained, write_model
+
+    folder = tmp_path_factory.mktemp("small-model")
+    booster = trained()
+    # Low enough for some simulated transactions not to be allowed.
+    thresholds = {"review": compact.Threshold(0.02, "by hand"), "block": compact.Threshold(0.1, "by hand")}
+    write_model(folder / registry.MODEL_FILE, booster, thresholds=thresholds)
+    registry.write_teacher(folder, booster, slope=1.0, intercept=0.0)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data() -> Path:
     """Return the folder of the labelled transactions."""
     folder = Path(os.environ.get("FALCONET_DATA") or ROOT.parent / "shared" / "data" / "ethereum")

@@ -199,6 +199,10 @@ def _properties(home: Path, port: int, controller_port: int) -> str:
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
         "auto.create.topics.enable": "false",
+        # A killed broker that comes back is taken in when its old session has ended: 9 s by default.
+        "broker.session.timeout.ms": 1000,
+        "broker.heartbeat.interval.ms": 200,
+        "controlled.shutdown.enable": "false",
         "log.segment.bytes": 64 * 1024 * 1024,
         "num.network.threads": 2,
         "num.io.threads": 4,
