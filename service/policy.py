@@ -19,13 +19,21 @@ BLOCKED_LISTS = frozenset({"sanctioned"})
 """Either side on one of these: blocked whatever the score. On another flagged list: reviewed at least."""
 
 _TO_IMITATES = schema.index("to_imitates")
+_PAIR_COUNT = schema.index("pair_count")
+
+
+@compiled
+def _is_imitation(row):
+    # Poisoners plant the look-alike by a transfer of nothing in the victim's name, and from then on the genuine recipient
+    # looks like it, too; but the genuine one has been paid before.
+    return row[_TO_IMITATES] > 0 and not row[_PAIR_COUNT] > 0
 
 
 @compiled
 def _decide(probabilities, rows, hits, review, block, review_bits, block_bits, codes):
     for i in range(probabilities.shape[0]):
         code = ALLOW
-        if probabilities[i] >= review or hits[i] & review_bits != 0 or rows[i, _TO_IMITATES] > 0:
+        if probabilities[i] >= review or hits[i] & review_bits != 0 or _is_imitation(rows[i]):
             code = REVIEW
         if probabilities[i] >= block or hits[i] & block_bits != 0:
             code = BLOCK
@@ -35,8 +43,8 @@ def _decide(probabilities, rows, hits, review, block, review_bits, block_bits, c
 class Policy(Struct, frozen=True):
     """What is allowed, reviewed and blocked.
 
-    The model's thresholds come from its artefact. Two rules stand beside it: a listed side, and a recipient that
-    imitates an earlier one (address poisoning), which the labels the model learns from do not show.
+    The model's thresholds come from its artefact. Two rules stand beside it: a listed side, and a recipient never paid
+    before that imitates an earlier one (address poisoning), which the labels the model learns from do not show.
     """
 
     review: float
@@ -57,9 +65,11 @@ class Policy(Struct, frozen=True):
 
     def rules(self, row: NDArray[np.float32]) -> list[tuple[str, float, str]]:
         """Return the rules that a row breaks, as (feature, value, sentence); list hits speak for themselves."""
+        if not _is_imitation(row):
+            return []
         value = float(row[_TO_IMITATES])
         feature = schema.FEATURES[_TO_IMITATES]
-        return [(feature.name, value, feature.sentence.format(value=f"{value:.0f}"))] if value > 0 else []
+        return [(feature.name, value, feature.sentence.format(value=f"{value:.0f}"))]
 
 
 def policy(thresholds: dict[str, float], screening: Screening | None) -> Policy:

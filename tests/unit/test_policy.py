@@ -59,6 +59,16 @@ def test_an_imitated_recipient_is_reviewed_and_explained():
     assert "2" in sentence
 
 
+def test_a_recipient_paid_before_imitates_nobody():
+    """Once a look-alike is planted, the genuine recipient resembles it: whom the sender has paid is not suspected."""
+    row = np.zeros(schema.N_FEATURES, dtype=np.float32)
+    row[schema.index("to_imitates")], row[schema.index("pair_count")] = 1, 0.4
+    rules = policy({"review": 0.1, "block": 0.5}, None)
+
+    assert rules.decide(np.zeros(1), row[None], np.zeros(1, dtype=np.uint32)).tolist() == [ALLOW]
+    assert rules.rules(row) == []
+
+
 def test_without_lists_no_hit_means_anything():
     """A service without lists decides by the model and the rules alone."""
     assert decide(0.0, hits=0xFFFFFFFF, lists=None) == ALLOW
