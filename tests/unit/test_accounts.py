@@ -250,6 +250,21 @@ def test_contact_without_payment_leaves_the_pair_unknown():
     assert row[schema.index("pair_seconds")] == 5
 
 
+def test_look_alikes_share_first_and_last_four_digits():
+    """Another digit among the first or last four is seen by people, so it is no look-alike; one in the middle is."""
+    accounts = Accounts(accounts_max=64, pairs_max=1 << 12)
+    genuine = 0x1234_5678_9ABC_DEF0_1234_5678_9ABC_DEF0_5678_BEEF
+    accounts.score_rows(records([paid(1, genuine, T)]))
+    changed = [genuine ^ 1 << 4 * digit for digit in range(40)]
+    to_imitates = accounts.emit(records([paid(1, other, T) for other in changed]))[0][:, schema.index("to_imitates")]
+    from_imitates = accounts.emit(records([paid(other, 1, T) for other in changed]))[0][
+        :, schema.index("from_imitates")
+    ]
+
+    expected = [0] * 4 + [1] * 32 + [0] * 4
+    assert (to_imitates.tolist(), from_imitates.tolist()) == (expected, expected)
+
+
 def test_n_accounts_counts_both_sides():
     """Both sides of a payment get an account, once."""
     accounts = Accounts(accounts_max=64, pairs_max=64)
