@@ -17,8 +17,9 @@ from features.errors import ArtifactError
 from models.compact import DEPTH_MAX, LEAVES_MAX, Artifact, Trees, read
 from models.explain import Reason, Shapley, sentence
 
-BLOCK_ROWS = 64
-"""Rows walked together: 64 rows of 80 features are 20 KiB and one tree 0.9 KiB, both stay in a 32 KiB cache."""
+BLOCK_ROWS = 48
+"""Rows walked together: 48 rows of 200 columns are 38 KB, which fit a 48 KiB cache beside one tree. On an AMD EPYC, 16
+rows took 0.70 µs a row, 32 to 64 took 0.59, 128 took 0.61 (150 trees, 2026-11-22)."""
 
 
 class Model(NamedTuple):
@@ -62,9 +63,11 @@ def _score_block(
                 values[r * n_columns + c] = unknown[c] if np.isnan(value) else value
         for tree in range(leaf.shape[0] // LEAVES_MAX):
             base = np.uint32(tree * LEAVES_MAX)
+            # All rows ask the root the same: outside of the loop it costs no gather.
+            root_column, root_threshold = np.uint32(column[base + np.uint32(1)]), threshold[base + np.uint32(1)]
             for r in range(n):
-                split[r] = np.uint32(1)
-            for _ in range(DEPTH_MAX):
+                split[r] = np.uint32(2) + np.uint32(values[np.uint32(r) * n_columns + root_column] > root_threshold)
+            for _ in range(DEPTH_MAX - 1):
                 for r in range(n):
                     i = split[r]
                     is_right = values[np.uint32(r) * n_columns + np.uint32(column[base + i])] > threshold[base + i]

@@ -92,7 +92,7 @@ def train(
 ) -> report.Report:
     """Train both models on a data folder, write them into a folder, evaluate them and write the report beside them.
 
-    Training twice with one seed gives the same model file.
+    Training twice with one seed, at one commit, gives the same model file.
 
     Args:
         data: Folder with the files of `models.dataset`.
