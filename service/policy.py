@@ -24,8 +24,8 @@ _PAIR_COUNT = schema.index("pair_count")
 
 @compiled
 def _is_imitation(row):
-    # Poisoners plant the look-alike by a transfer of nothing in the victim's name, and from then on the genuine recipient
-    # looks like it, too; but the genuine one has been paid before.
+    # Poisoners plant the look-alike by a transfer of nothing in the victim's name; from then on the genuine recipient
+    # looks like it, too, but has been paid before.
     return row[_TO_IMITATES] > 0 and not row[_PAIR_COUNT] > 0
 
 
