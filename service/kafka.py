@@ -35,7 +35,7 @@ REQUEST_SECONDS = 10.0
 """Longest wait for an answer to one question at start, such as which topics there are."""
 
 FETCH_BYTES_MAX = 4 * 1024 * 1024
-"""Most bytes fetched ahead of the batch at hand: 12,000 messages of 335 bytes, some tenths of a second of work."""
+"""Most bytes fetched ahead of the batch at hand: 4,000 messages of ethereum-etl (1.1 KB), 0.1 s of work."""
 
 RECORD_BYTES_MAX = 104_857_600
 """Largest record the producer sends: a rejected message goes to the dead-letter topic whole, whatever its size."""

@@ -157,7 +157,7 @@ class ConfluentClient:
             "allow.auto.create.topics": False,
             "session.timeout.ms": int(SESSION_SECONDS * 1000),
             "heartbeat.interval.ms": int(SESSION_SECONDS * 1000 / 4),
-            "fetch.message.max.bytes": FETCH_BYTES_MAX // 4,
+            "fetch.message.max.bytes": FETCH_BYTES_MAX,
             "fetch.max.bytes": FETCH_BYTES_MAX,
             "queued.max.messages.kbytes": 2 * FETCH_BYTES_MAX // 1024,
             # Once its queue is full the library stops fetching for this long: the default of 1 s shows as a stall.

@@ -129,7 +129,7 @@ class KafkaPythonClient:
             allow_auto_create_topics=False,
             session_timeout_ms=int(SESSION_SECONDS * 1000),
             heartbeat_interval_ms=int(SESSION_SECONDS * 1000 / 4),
-            max_partition_fetch_bytes=FETCH_BYTES_MAX // 4,
+            max_partition_fetch_bytes=FETCH_BYTES_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
             metrics_enabled=False,
