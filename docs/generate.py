@@ -15,10 +15,12 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from features import schema, transaction
+from models import evaluate, report
 from service import bench, cli, messages, metrics, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
+QUALITY = ROOT / "docs" / "evaluation.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -114,12 +116,41 @@ def figures_table() -> str:
     return title + table(("What", "Measured", "Spread", "Must reach"), rows)
 
 
+def quality_table() -> str:
+    """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
+    judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
+    models = judged.models
+    title = (
+        f"Measured on {judged.made_at[:10]} on {judged.machine}, commit `{judged.commit[:12]}`, by "
+        "`falconet evaluate` on real labelled transactions of a later year than it was trained on; in brackets 95 % intervals.\n\n"
+    )
+    header = ("What", *(f"{model.name}, {model.n_bytes:,} bytes" for model in models))
+    rows = [
+        (f"ROC AUC, {rows[0].test_set}", *(estimate(row.roc_auc) for row in rows))
+        for rows in zip(*(model.rankings for model in models), strict=True)
+    ]
+    rows += [
+        (
+            f"alerts on unselected traffic at {rows[0].recall:.0%} recall on new phishing",
+            *(estimate(row.background) for row in rows),
+        )
+        for rows in zip(*(model.operations for model in models), strict=True)
+    ]
+    return title + table(header, rows)
+
+
+def estimate(figure: evaluate.Estimate) -> str:
+    """Return a share with its interval."""
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "features": features_table,
     "commands": commands_table,
     "settings": settings.markdown_table,
     "metrics": metrics_table,
     "figures": figures_table,
+    "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),
     "score": lambda: record_table(messages.Score),
     "contribution": lambda: record_table(messages.Contribution),

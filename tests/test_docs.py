@@ -12,6 +12,7 @@ import typer.testing
 from docs import generate
 from features import errors
 from features.errors import Reason
+from models import compact, registry
 from service import cli, codec, metrics
 from service.messages import Rejection, Source
 from service.settings import PREFIX, Settings
@@ -51,6 +52,14 @@ def test_every_rejection_reason_has_its_sentence() -> None:
     section = read("docs/topics.md").split("The reasons are a closed set")[1]
 
     assert sorted(get_args(Reason)) == sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_evaluation_is_of_the_champion() -> None:
+    """docs/evaluation.md judges the model that is shipped."""
+    digest = compact.read(registry.model_path("")).digest
+
+    assert f"`{digest}`" in read("docs/evaluation.md")
+    assert digest in read("docs/evaluation.json")
 
 
 def test_every_error_has_its_end() -> None:
