@@ -122,7 +122,8 @@ def quality_table() -> str:
     models = judged.models
     title = (
         f"Measured on {judged.made_at[:10]} on {judged.machine}, commit `{judged.commit[:12]}`, by "
-        "`falconet evaluate` on real labelled transactions of a later year than it was trained on; in brackets 95 % intervals.\n\n"
+        "`falconet evaluate` on real labelled transactions of a later year than it was trained on; "
+        "in brackets 95 % intervals.\n\n"
     )
     header = ("What", *(f"{model.name}, {model.n_bytes:,} bytes" for model in models))
     rows = [
