@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from features.errors import FalconetError
-from service.demo import Service
+from service.children import Service
 
 FALCONET = Path(sys.executable).parent / "falconet"
 LIMIT_S = 60.0
@@ -210,6 +210,7 @@ def check_until(service: Service, deadline: float) -> None:
     [
         (["--input", "/nowhere.parquet"], 1, "/nowhere.parquet cannot be read"),
         (["--rate", "0"], 2, "--rate"),
+        (["--config", "/etc/hosts"], 2, "--bootstrap-servers"),
     ],
 )
 def test_wrong_options_are_told(marked: Marked, arguments: list[str], code: int, told: str) -> None:
