@@ -23,7 +23,7 @@ class Contribution(Struct, frozen=True, gc=False):
     """The feature's value, None where it is unknown."""
 
     contribution: float
-    """Shapley value in log-odds: positive raises the risk. 0 for a rule of the policy, which the model does not weigh."""
+    """Shapley value in log-odds: positive raises the risk. 0 for a rule of the policy, outside of the model."""
 
     sentence: str
 
