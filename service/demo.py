@@ -198,6 +198,8 @@ def run(options: Options) -> int:
             run.until_answered(interruption)
         service.stop(effective.drain_seconds + 5.0)
         source = f"seed {options.seed}" if options.input is None else str(options.input)
+        if run.tally.n_sent < options.n and options.input is None and not interruption.asked:
+            shown.say(f"The sender did not keep up with {options.rate:,.0f} a second: it sent {run.tally.n_sent:,}.")
         shown.say(view.summary(run.moment(), source=source, is_simulated=options.input is None, n_listed=n_listed))
         if interruption.asked:
             return INTERRUPTED
