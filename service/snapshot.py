@@ -7,6 +7,7 @@ them in MessagePack.
 import contextlib
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ class Write(Struct, frozen=True):
     """Records for one topic."""
 
     topic: str
-    records: list[tuple[bytes | None, bytes]]
+    records: Sequence[tuple[bytes | None, bytes]]
     headers: list[list[tuple[str, bytes]]] | None = None
 
 
