@@ -83,7 +83,8 @@ class KafkaBroker:
         config.write_text(_properties(self.home, self._port, self._controller_port))
         if not (self.home / "data" / "meta.properties").exists():
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            self._java("kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(config))
+            # As one argument: one id in 64 begins with a hyphen and would pass for an option.
+            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(config))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(  # its own session: Ctrl-C reaches the tests first, which then stop it
                 [_java(), *_JVM_OPTIONS, "-cp", self._classpath, "kafka.Kafka", str(config)],
