@@ -138,12 +138,12 @@ class KafkaPythonClient:
     def committed(self) -> dict[int, int]:
         """Ask for each partition."""
         timeout_ms = int(REQUEST_SECONDS * 1000)
-        offsets = {
-            each.partition: self._asked(
-                "reading committed offsets", lambda each=each: self._consumer.committed(each, timeout_ms=timeout_ms)
-            )
-            for each in sorted(self._listener.assigned)
-        }
+
+        def ask() -> dict[int, int | None]:
+            committed = self._consumer.committed
+            return {each.partition: committed(each, timeout_ms=timeout_ms) for each in self._listener.assigned}
+
+        offsets = self._asked("reading committed offsets", ask)
         return {partition: offset for partition, offset in offsets.items() if offset is not None}
 
     def seek(self, offsets: dict[int, int]) -> None:
@@ -260,7 +260,7 @@ class KafkaPythonClient:
 
     def _fail(self, doing: str, error: Exception) -> NoReturn:
         """Raise the product's error for the library's."""
-        if isinstance(error, _LOST):
+        if _is_lost(error):
             raise lost_partitions(self._settings) from error
         kind = BrokerError if isinstance(error, _REFUSED) else OutageError
         raise kind(f"{self._place} failed at {doing}: {_text(error)}") from error
@@ -273,7 +273,7 @@ class _Admin(KafkaAdminClient):  # type: ignore[misc]  # the library has no type
         return described
 
 
-class _Listener(ConsumerRebalanceListener):
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library has no types
     """Remembers what is assigned; anything taken away while serving is a loss."""
 
     def __init__(self) -> None:
@@ -287,6 +287,11 @@ class _Listener(ConsumerRebalanceListener):
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         self.assigned = tuple(sorted(assigned))
+
+
+def _is_lost(error: Exception) -> bool:
+    """Say whether our place went to another, also where a later call only repeats that in its text."""
+    return isinstance(error, _LOST) or any(kind.__name__ in str(error) for kind in _LOST)
 
 
 def connection(settings: Settings) -> dict[str, Any]:

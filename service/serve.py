@@ -131,7 +131,7 @@ class Service:
                 if client is None:
                     client = kafka.connect(self._settings)
                     stack.callback(client.close)
-                    kafka.ensure_topics(client, self._settings)
+                kafka.ensure_topics(client, self._settings)
                 n_members = client.n_members()
                 self._patience.succeeded()
             except OutageError as error:
