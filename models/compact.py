@@ -334,8 +334,8 @@ def _tree(facts: dict[str, str], place: str) -> tuple[NDArray[Any], ...]:
 def floor_to_float32(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the largest float32 at most each threshold, so that `x <= t` is unchanged for every float32 x.
 
-    >>> bool(floor_to_float32(np.array([0.1]))[0] <= 0.1), bool(np.float32(0.1) <= 0.1)
-    (True, False)
+    >>> float(np.float32(0.1)) <= 0.1, float(floor_to_float32(np.array([0.1]))[0]) <= 0.1
+    (False, True)
     """
     with np.errstate(over="ignore"):
         rounded = thresholds.astype(np.float32)

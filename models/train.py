@@ -46,8 +46,8 @@ SERVED: Settings = {
     "lambda_l2": 5.0,
 }
 """Validation ROC AUC, all / against A / against B / new / first: 0.955 / 0.928 / 0.962 / 0.936 / 0.826, and two seeds
-differ by up to 0.003. 200 trees at 0.13 gave 0.956 / 0.932 / 0.962 / 0.937 / 0.823. Trees taught by the teacher's scores
-instead of the labels were no better: 0.937 against 0.938 for new accounts, on an earlier kernel's rows."""
+differ by up to 0.003. 200 trees at 0.13 gave 0.956 / 0.932 / 0.962 / 0.937 / 0.823. Trees taught by the teacher's
+scores instead of the labels were no better: 0.937 against 0.938 for new accounts, on an earlier kernel's rows."""
 TEACHER: Settings = {
     "n_trees": 800,
     "learning_rate": 0.04,
