@@ -55,6 +55,7 @@ from features.table import (
     ZERO_IN,
     ZERO_OUT,
     find,
+    gives_way,
     hash_key,
     insert,
 )
@@ -131,13 +132,19 @@ def advance(table, slot, time, w):
 
 @compiled
 def observe_pair(table, row, spare, tag, other, amount, time):
-    """Make a contact part of the pair's past; a payment of value 0 or of tokens counts as a contact only."""
+    """Make a contact part of the pair's past; a payment of value 0 or of tokens counts as a contact only.
+
+    A mere contact takes no paid pair's place: where its bucket is full of those it is not remembered.
+    """
     if row < 0:
         row = spare
         if table.pairs_u64[row, PAIR_TAG] != 0:
-            bucket = row - row % PAIR_WAYS
-            horizon = max(table.pairs_u32[bucket, BUCKET_HORIZON], table.pairs_u32[row, PAIR_LAST])
-            table.pairs_u32[bucket, BUCKET_HORIZON] = horizon
+            if table.pairs_f32[row, PAIR_COUNT] > 0.0:
+                if amount <= 0.0:
+                    return
+                bucket = row - row % PAIR_WAYS
+                horizon = max(table.pairs_u32[bucket, BUCKET_HORIZON], table.pairs_u32[row, PAIR_LAST])
+                table.pairs_u32[bucket, BUCKET_HORIZON] = horizon
             table.meta[N_PAIRS_EVICTED] += 1
         else:
             table.meta[N_PAIRS] += 1
@@ -316,9 +323,9 @@ def merge_pairs(table, other):
                 break
             if table.pairs_u64[mine, PAIR_TAG] == tag and table.pairs_u64[mine, PAIR_PEER] == peer:
                 found = mine
-            if table.pairs_u32[mine, PAIR_LAST] < table.pairs_u32[spare, PAIR_LAST]:
+            if gives_way(table, mine, spare):
                 spare = mine
-        observe_pair(table, found, spare, tag, peer, 0.0, np.int64(other.pairs_u32[row, PAIR_LAST]))
-        target = found if found >= 0 else spare
-        table.pairs_f32[target, PAIR_COUNT] += other.pairs_f32[row, PAIR_COUNT]
-        table.pairs_f32[target, PAIR_AMOUNT] += other.pairs_f32[row, PAIR_AMOUNT]
+        count, amount = other.pairs_f32[row, PAIR_COUNT], other.pairs_f32[row, PAIR_AMOUNT]
+        observe_pair(table, found, spare, tag, peer, amount, np.int64(other.pairs_u32[row, PAIR_LAST]))
+        if count > 0.0:
+            table.pairs_f32[found if found >= 0 else spare, PAIR_COUNT] += count - np.float32(1.0)

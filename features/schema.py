@@ -240,7 +240,7 @@ PAIR_START = RECIPIENT_START + len(RECIPIENT_FEATURES)
 
 _INDEX = {feature.name: i for i, feature in enumerate(FEATURES)}
 
-KERNEL_VERSION = 2
+KERNEL_VERSION = 3
 """Raised whenever the kernel computes a column differently under the same name."""
 
 FINGERPRINT = hashlib.sha256(

@@ -46,7 +46,7 @@ EVICTION_WINDOW = 64
 PAIR_WORDS, PAIR_WAYS = 8, 4
 PAIR_TAG, PAIR_PEER = 0, 1  # 64-bit words
 PAIR_COUNT, PAIR_AMOUNT, PAIR_LAST = 4, 5, 6  # 32-bit words
-BUCKET_HORIZON = 7  # 32-bit word of a bucket's first row: last contact of any pair that the bucket gave up
+BUCKET_HORIZON = 7  # 32-bit word of a bucket's first row: last contact of any paid pair that the bucket gave up
 
 LIST_WORDS = 4  # 64-bit words of a screening entry: three of address, one of known_from << 32 | list bits
 
@@ -173,6 +173,19 @@ def insert(table, a, b, c, h, time, keep):
 
 
 @compiled
+def gives_way(table, row, other):
+    """Return whether a pair is given up before another: mere contacts before payments, then the stalest.
+
+    Four faked token transfers from a victim to look-alikes, which share a bucket, would otherwise push out the
+    payment that they imitate.
+    """
+    is_paid, is_other_paid = table.pairs_f32[row, PAIR_COUNT] > 0.0, table.pairs_f32[other, PAIR_COUNT] > 0.0
+    if is_paid != is_other_paid:
+        return is_other_paid
+    return table.pairs_u32[row, PAIR_LAST] < table.pairs_u32[other, PAIR_LAST]
+
+
+@compiled
 def find_pair(table, a, c, owner, other):
     """Look for a payment from `owner` to another address.
 
@@ -185,7 +198,7 @@ def find_pair(table, a, c, owner, other):
 
     Returns:
         Row of the pair or -1; number of earlier recipients that look like it but are other addresses; the row for
-        a pair that is absent: a free one of its bucket, or the stalest; the pair's tag.
+        a pair that is absent: a free one of its bucket, or the one to give up; the pair's tag.
     """
     tag = mix(owner ^ mix(visual(a, c) + np.uint64(0xA0761D6478BD642F)))
     tag = tag if tag != 0 else np.uint64(1)
@@ -201,7 +214,7 @@ def find_pair(table, a, c, owner, other):
                 found = row
             elif table.pairs_f32[row, PAIR_COUNT] > 0.0:
                 alike += 1
-        if table.pairs_u32[row, PAIR_LAST] < table.pairs_u32[spare, PAIR_LAST]:
+        if gives_way(table, row, spare):
             spare = row
     return found, alike, spare, tag
 

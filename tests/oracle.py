@@ -306,15 +306,18 @@ class Oracle:
             account.add("passed", time, amount * min(flagged / received, 1.0))
 
     def meet(self, key: tuple[str, str], time: int, amount: float) -> None:
-        """Make a contact part of the pair's past, giving up the stalest pair where memory is full."""
+        """Make a contact part of the pair's past, giving up a mere contact or the stalest pair where memory is full."""
         pair = self.by_pair.get(key)
         if pair is None:
             pair = Pair(key, time)
             if self.pairs_max is not None and len(self.pairs) == self.pairs_max:
-                stalest = min(self.pairs, key=lambda other: other.last)
-                self.pairs_horizon = max(self.pairs_horizon, stalest.last)
-                del self.by_pair[stalest.key]
-                self.pairs[self.pairs.index(stalest)] = pair
+                given_up = min(self.pairs, key=lambda other: (other.count > 0, other.last))
+                if given_up.count > 0:
+                    if amount <= 0.0:
+                        return
+                    self.pairs_horizon = max(self.pairs_horizon, given_up.last)
+                del self.by_pair[given_up.key]
+                self.pairs[self.pairs.index(given_up)] = pair
             else:
                 self.pairs.append(pair)
             self.by_pair[key] = pair

@@ -265,6 +265,17 @@ def test_look_alikes_share_first_and_last_four_digits():
     assert (to_imitates.tolist(), from_imitates.tolist()) == (expected, expected)
 
 
+def test_faked_transfers_do_not_hide_whom_they_imitate():
+    """Transfers of nothing from a victim to many look-alikes leave the payment that they imitate in memory."""
+    accounts = Accounts(accounts_max=64, pairs_max=4096)
+    genuine, fakes = 0x1234 << 144 | 0xBEEF, [0x1234 << 144 | i << 32 | 0xBEEF for i in range(1, 9)]
+    accounts.score_rows(records([paid(1, genuine, T), *(paid(1, fake, T + 1, 0) for fake in fakes)]))
+    rows, _ = accounts.emit(records([paid(1, genuine, T + 9), *(paid(1, fake, T + 9) for fake in fakes)]))
+
+    assert rows[:, schema.index("pair_count")][0] == 1
+    assert rows[:, schema.index("to_imitates")].tolist() == [0] + [1] * 8
+
+
 def test_n_accounts_counts_both_sides():
     """Both sides of a payment get an account, once."""
     accounts = Accounts(accounts_max=64, pairs_max=64)
