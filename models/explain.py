@@ -114,6 +114,8 @@ def _explain(
     slot_feature: Any,
     table_start: Any,
     tables: Any,
+    by_size: Any,
+    leaf_order: Any,
     violated: Any,
     out: Any,
 ) -> None:
@@ -122,20 +124,21 @@ def _explain(
     Unsigned indices keep numba from testing for negative ones.
     """
     n_splits = np.uint64(feature.shape[0])
-    n_leaves = np.uint64(slot_start.shape[0] - 1)
     for i in range(n_splits):
         value = row[feature[i]]
-        is_right = np.uint32(value > threshold[i] or (np.isnan(value) and unknown_right[i]))
+        is_right = np.uint32(value > threshold[i]) | (np.uint32(np.isnan(value)) & unknown_right[i])
         above = violated[i]
         violated[left[i]] = above | (is_right << np.uint32(slot[i]))
         violated[right[i]] = above | ((np.uint32(1) - is_right) << np.uint32(slot[i]))
-    for i in range(n_leaves):
-        first = slot_start[i]
-        d = slot_start[i + np.uint64(1)] - first
-        satisfied = ~np.uint64(violated[n_splits + i]) & ((np.uint64(1) << d) - np.uint64(1))
-        entry = table_start[i] + satisfied * d
-        for j in range(d):
-            out[slot_feature[first + j]] += tables[entry + j]
+    # By number of slots, so that the inner loop's length is no guess: a wrong guess a leaf took half of the time.
+    for d in range(np.uint64(1), np.uint64(DEPTH_MAX + 1)):
+        mask = (np.uint32(1) << np.uint32(d)) - np.uint32(1)
+        for k in range(by_size[d], by_size[d + np.uint64(1)]):
+            i = leaf_order[k]
+            first = slot_start[i]
+            entry = table_start[i] + (~violated[n_splits + i] & mask) * d
+            for j in range(d):
+                out[slot_feature[first + j]] += tables[entry + j]
 
 
 class Shapley:
@@ -153,9 +156,11 @@ class Shapley:
         self._tables = np.empty(int(table_start[-1]))
         starts = (paths.slot_start.astype(np.int64), paths.slot_share, table_start.astype(np.int64))
         _tables(trees.leaf, *starts, np.empty(DEPTH_MAX), self._tables)
-        unknown_right = trees.unknown_left == 0
+        unknown_right = (trees.unknown_left == 0).astype(np.uint32)
+        by_size = np.concatenate(([0], np.cumsum(np.bincount(n_slots, minlength=DEPTH_MAX + 1)))).astype(np.uint64)
+        leaf_order = np.argsort(n_slots, kind="stable").astype(np.uint64)
         self._splits = (asked.astype(np.uint64), trees.threshold, unknown_right, paths.slot, paths.left, paths.right)
-        self._leaves = (paths.slot_start, paths.slot_feature, table_start, self._tables)
+        self._leaves = (paths.slot_start, paths.slot_feature, table_start, self._tables, by_size, leaf_order)
         self._n_nodes = len(asked) + len(trees.leaf)
 
     @property

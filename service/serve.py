@@ -56,6 +56,8 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
     _calm_garbage_collector()
+    if settings.kafka_client == "kafka-python":
+        _share_interpreter()
     service = Service(settings, is_fresh=is_fresh)
     with _on_signal(service):
         service.run()
@@ -236,6 +238,15 @@ def _calm_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
+
+
+def _share_interpreter() -> None:
+    """Have threads take turns at the interpreter 25 times as often as Python's 5 ms.
+
+    kafka-python's commit passes between four threads, and each waited for the scoring thread's turn to end: end to end
+    at 2,000 transactions a second, p50 fell from 21 to 16 ms, for a tenth of the throughput (2 cores, 2026-11).
+    """
+    sys.setswitchinterval(0.0002)
 
 
 @contextmanager

@@ -111,9 +111,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 1
 
     accounts_max: Annotated[
-        int, Meta(ge=1, le=100_000_000, description="Accounts kept in memory, at most 256 bytes each.")
+        int, Meta(ge=64, le=100_000_000, description="Accounts kept in memory, at most 256 bytes each.")
     ] = 1_000_000
-    pairs_max: Annotated[int, Meta(ge=1, le=200_000_000, description="Sender and recipient pairs kept in memory.")] = (
+    pairs_max: Annotated[int, Meta(ge=4, le=200_000_000, description="Sender and recipient pairs kept in memory.")] = (
         2_000_000
     )
     state_dir: Annotated[Path, Meta(description="Folder of the saved account state.")] = Path("state")

@@ -4,6 +4,7 @@ It never decides anything, and never holds the loop up: its queue is bounded, an
 counted.
 """
 
+import gc
 import logging
 import queue
 import threading
@@ -68,6 +69,8 @@ class Shadow:
         except ArtifactError as error:
             log.error("shadow off: %s", error)
             return
+        # What LightGBM brought stays for good: walked by the first full collection, it stopped the loop for 0.15 s.
+        gc.freeze()
         model = self._model
         self._metrics.set_model(
             "teacher", name=model.name, version=model.version, digest=teacher.digest, n_bytes=teacher.n_bytes

@@ -20,7 +20,7 @@ from service.settings import PREFIX, Settings
 ROOT = generate.ROOT
 PAGES = generate.pages()
 ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "adr").glob("*.md"))]
-OUTSIDE_SETTINGS = {"FALCONET_CONFIG", "FALCONET_DATA", "FALCONET_TEST_KAFKA_LIBS"}
+OUTSIDE_SETTINGS = {"FALCONET_CONFIG", "FALCONET_DATA", "KAFKA_LIBS"}
 """Variables that are no setting of the service."""
 
 REJECTED_FILES = {"service/errors.py"}

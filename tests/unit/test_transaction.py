@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from web3 import Web3
 
 from features.transaction import (
     IS_CREATION,
@@ -12,9 +13,11 @@ from features.transaction import (
     IS_STATUS_KNOWN,
     IS_TOKEN,
     METHOD_APPROVE,
+    METHOD_APPROVE_ALL,
     METHOD_CLASSES,
     METHOD_NONE,
     METHOD_OTHER,
+    METHOD_PERMIT,
     METHOD_SHIFT,
     METHOD_TRANSFER,
     METHOD_UNKNOWN,
@@ -110,3 +113,22 @@ def test_id_is_the_kafka_key():
     """A transaction is known by its hash, a token transfer by hash and position of its log."""
     assert transaction().id == "0x" + "ab" * 32
     assert transaction(type="token_transfer", log_index=0).id == "0x" + "ab" * 32 + ":0"
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [
+        ("transfer(address,uint256)", METHOD_TRANSFER),
+        ("transferFrom(address,address,uint256)", METHOD_TRANSFER),
+        ("safeTransferFrom(address,address,uint256)", METHOD_TRANSFER),
+        ("approve(address,uint256)", METHOD_APPROVE),
+        ("increaseAllowance(address,uint256)", METHOD_APPROVE),
+        ("permit(address,address,uint256,uint256,uint8,bytes32,bytes32)", METHOD_PERMIT),
+        ("permit(address,address,uint256,uint256,bool,uint8,bytes32,bytes32)", METHOD_PERMIT),
+        ("setApprovalForAll(address,bool)", METHOD_APPROVE_ALL),
+        ("deposit()", METHOD_OTHER),
+    ],
+)
+def test_selectors_are_the_hashes_of_their_signatures(signature: str, expected: int) -> None:
+    """The first four bytes of the signature's Keccak-256, as a node's own library computes it."""
+    assert method_class(Web3.keccak(text=signature)[:4].to_0x_hex()) == expected
