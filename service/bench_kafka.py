@@ -75,7 +75,6 @@ def figures(settings: Settings, *, quick: bool, say: Callable[[str], None]) -> I
         raise BrokerError(
             "confluent-kafka is not installed: the benchmark's reader and sender need it (falconet[confluent])"
         )
-    clients.append("confluent-kafka")
     n, rounds = (20_000, 1) if quick else (200_000, 3)
     values = simulator.messages(bench.SEED, n)
     if not quick:
