@@ -100,7 +100,7 @@ def figures(settings: Settings, *, quick: bool, say: Callable[[str], None]) -> I
                 name = f"end to end at {rate:,} tx/s, open loop, {client}, p{q}"
                 must = "≤ 25" if (rate, q) == (2_000, 99) else ""
                 yield bench.figure(name, [float(np.percentile(delay, q)) * 1e3 for delay in delays], "ms", must)
-    yield _memory(settings, values)
+    yield _memory(settings)
 
 
 def _throughput(settings: Settings, client: str, values: list[bytes]) -> tuple[float, float]:
@@ -135,24 +135,38 @@ def _delays(settings: Settings, client: str, values: list[bytes], *, rate: int, 
     return delays[int(rate * WARM_SECONDS) :]
 
 
-def _memory(settings: Settings, values: list[bytes]) -> Figure:
-    """Feed a table of 100,000 accounts until it is full and return the service's resident memory."""
-    from service import simulator
-
+def _memory(settings: Settings) -> Figure:
+    """Fill a table of 100,000 accounts and return the service's resident memory."""
     names = _topics(settings)
-    many = values if len(values) >= 200_000 else simulator.messages(bench.SEED, 200_000)
-    _send(settings, names["transactions_topic"], many)
+    _send(settings, names["transactions_topic"], _strangers(50_000))
     limits = {"FALCONET_ACCOUNTS_MAX": "100000", "FALCONET_PAIRS_MAX": "200000", "FALCONET_SHADOW_SHARE": "0.001"}
-    with (
-        _reader(settings, names["scores_topic"]) as reader,
-        _serve(settings, "kafka-python", names, **limits) as service,
-    ):
-        _read(reader, len(many))
+    scores = names["scores_topic"]
+    with _reader(settings, scores) as reader, _serve(settings, "kafka-python", names, **limits) as service:
+        _read(reader, 50_000)
         status = Path(f"/proc/{service.process.pid}/status").read_text()
         n_accounts = scrape.read(service.url).values["falconet_state_accounts", ""]
     resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-    name = f"resident memory, table of 100,000 accounts ({n_accounts:,.0f} in use), shadow model loaded"
-    return bench.figure(name, [resident / 1024], "MiB", "≤ 400")
+    return bench.figure(
+        f"resident memory with {n_accounts:,.0f} accounts, shadow model loaded", [resident / 1024], "MiB", "≤ 400"
+    )
+
+
+def _strangers(n: int) -> list[bytes]:
+    """Return n transactions between 2 n accounts that meet nobody else."""
+    return [
+        msgspec.json.encode(
+            {
+                "type": "transaction",
+                "hash": f"0x{i:064x}",
+                "from_address": f"0x{2 * i + 1:040x}",
+                "to_address": f"0x{2 * i + 2:040x}",
+                "value": 10**18,
+                "block_number": i,
+                "block_timestamp": 1_600_000_000 + i,
+            }
+        )
+        for i in range(n)
+    ]
 
 
 @contextlib.contextmanager
