@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
@@ -33,7 +33,7 @@ STANDBY_SECONDS = 0.5
 JOIN_SECONDS = 0.1
 """Slice of waiting for partitions, between two looks at the stop."""
 
-JOIN_SECONDS_MAX = 30.0
+JOIN_SECONDS_MAX = 20.0
 """An empty group hands its partitions out within three seconds, Kafka's default delay for the first member."""
 
 log = logging.getLogger("falconet.serve")
@@ -66,8 +66,11 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
 class Service:
     """One replica from start to end: `run` in one thread, `stop` from any."""
 
-    def __init__(self, settings: Settings, *, is_fresh: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, is_fresh: bool = False, connect: Callable[[Settings], Client] = kafka.connect
+    ) -> None:
         self._settings = settings
+        self._connect = connect
         self._is_fresh = is_fresh
         self._stop = threading.Event()
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
@@ -128,39 +131,46 @@ class Service:
     def _take_place(self, stack: ExitStack) -> Client | None:
         """Return a client that holds every partition, or None when stopped before."""
         client: Client | None = None
+        closing = stack.enter_context(ExitStack())
         while not self._stop.is_set():
             try:
                 if client is None:
-                    client = kafka.connect(self._settings)
-                    stack.callback(client.close)
+                    client = self._connect(self._settings)
+                    closing.callback(client.close)
                 kafka.ensure_topics(client, self._settings)
                 n_members = client.n_members()
+                if n_members == 0:
+                    self.is_standby = False
+                    self._join(client)
                 self._patience.succeeded()
             except OutageError as error:
                 self._patience.failed(error)
+                # Another try needs another client: kafka-python was seen to wait for partitions for ever on a broker
+                # whose group coordinator was just starting.
+                closing.close()
+                client = None
                 self._stop.wait(RETRY_SECONDS)
                 continue
             if n_members == 0:
-                self.is_standby = False
-                return self._join(client)
+                return None if self._stop.is_set() else client
             if not self.is_standby:
                 log.warning("standby group=%s members=%d", self._settings.group_id, n_members)
             self.is_standby = True
             self._stop.wait(STANDBY_SECONDS)
         return None
 
-    def _join(self, client: Client) -> Client | None:
+    def _join(self, client: Client) -> None:
+        """Return when the client holds every partition, or when a stop is asked for."""
         client.begin_producing()
         deadline = time.monotonic() + JOIN_SECONDS_MAX
         while not self._stop.is_set():
             if client.join(JOIN_SECONDS):
-                return client
+                return
             if time.monotonic() > deadline:
-                raise BrokerError(
+                raise OutageError(
                     f"consumer group {self._settings.group_id!r} gave us no partition of "
                     f"{self._settings.transactions_topic!r} within {JOIN_SECONDS_MAX:g} s"
                 )
-        return None
 
     def _restore(self, client: Client, pipeline: Pipeline, shadowed: Shadow | None) -> Loop:
         """Make the loop that continues where the saved past ends."""

@@ -10,8 +10,8 @@ from service.pipeline import Message
 class FakeKafka:
     """One topic partition with a consumer group and a transactional producer, in memory; a `Client` in every way.
 
-    Each of `poll`, `begin`, `send`, `commit`, `wait`, `abort` and `lag` raises the next of its `faults` instead of
-    working, while there is one. What an aborted transaction held is not in `written`.
+    Each of `join`, `poll`, `begin`, `send`, `commit`, `wait`, `abort` and `lag` raises the next of its `faults` instead
+    of working, while there is one. What an aborted transaction held is not in `written`.
     """
 
     def __init__(self, values: Sequence[bytes | None] = (), *, topic: str = "transactions") -> None:
@@ -53,6 +53,7 @@ class FakeKafka:
         pass
 
     def join(self, timeout_s: float) -> bool:
+        self._fail("join")
         return True
 
     def committed(self) -> dict[int, int]:

@@ -1,0 +1,58 @@
+"""A replica takes its place, or says why it cannot."""
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import OutageError
+from service.kafka import Client
+from service.serve import Service
+from service.settings import Settings
+from tests.fakes import FakeKafka
+
+
+class Clients:
+    """Hands out one stand-in after the other and remembers which were closed."""
+
+    def __init__(self, *fakes: FakeKafka) -> None:
+        self.waiting = list(fakes)
+        self.closed: list[FakeKafka] = []
+
+    def connect(self, settings: Settings) -> Client:
+        fake = self.waiting.pop(0)
+        topics = (settings.transactions_topic, settings.scores_topic, settings.alerts_topic, settings.dlq_topic)
+        fake.topics = lambda: dict.fromkeys(topics, 1)  # type: ignore[method-assign]
+        fake.close = lambda: self.closed.append(fake)  # type: ignore[method-assign]
+        return fake
+
+
+def settings(folder: Path, model: Path, **changes: float) -> Settings:
+    return Settings(
+        model=str(model), state_dir=folder, accounts_max=64, pairs_max=64, metrics_port=0, shadow_share=0.0, **changes
+    )
+
+
+def test_a_group_that_gives_no_partition_is_joined_again(tmp_path: Path, small_model: Path) -> None:
+    """The client that failed is closed once, and another one serves."""
+    first, second = FakeKafka(), FakeKafka()
+    first.faults["join"] = [OutageError("no partition within 20 s")]
+    clients = Clients(first, second)
+    service = Service(settings(tmp_path, small_model), connect=clients.connect)
+    second.on_empty = service.stop
+    service.run()
+
+    assert service.ready.is_set()
+    assert clients.closed == [first, second]
+
+
+def test_a_group_that_never_gives_a_partition_ends_the_start(tmp_path: Path, small_model: Path) -> None:
+    """The budget holds for joining as for any outage."""
+    fake = FakeKafka()
+    fake.faults["join"] = [OutageError("no partition within 20 s")]
+    clients = Clients(fake)
+    service = Service(settings(tmp_path, small_model, broker_retry_seconds=0.0), connect=clients.connect)
+    with pytest.raises(OutageError, match="no partition"):
+        service.run()
+
+    assert not service.ready.is_set()
+    assert clients.closed == [fake]
