@@ -46,12 +46,8 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def features_table() -> str:
     """Return the feature schema in row order, with its fingerprint."""
-    rows = [
-        (str(index), f"`{feature.name}`", feature.unit, feature.meaning, "yes" if feature.trained else "no")
-        for index, feature in enumerate(schema.FEATURES)
-    ]
     title = f"{schema.N_FEATURES} features, fingerprint `{schema.FINGERPRINT}`.\n\n"
-    return title + table(("Column", "Feature", "Unit", "Meaning", "Trained on"), rows)
+    return f"{title}{schema.markdown()}\n"
 
 
 def commands() -> Iterator[tuple[str, TyperCommand]]:
