@@ -1,10 +1,15 @@
-"""Where models live: `artifacts/<name>/<version>/` holds a model, its teacher, and the evaluation of both.
+"""Where models live: `<root>/<name>/<version>/` holds a model, its teacher, the evaluation of both and a manifest.
 
-`artifacts/champion` names the model that is served unless the settings say otherwise, as `<name>/<version>`.
+A version is written once: `seal` lists each of its files with size and SHA-256 in `manifest.json`, beside where the
+model comes from, and from then on the folder is what the manifest says or is refused. `<root>/champion` names the model
+that is served unless the settings say otherwise, as `<name>/<version>`.
 """
 
 import gzip
 import hashlib
+import os
+import re
+import stat
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +20,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from features import schema
-from features.errors import ArtifactError
+from features.errors import ArtifactError, UsageError
+from models import compact
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -26,6 +32,16 @@ TEACHER_FILE = "teacher.txt.gz"
 TEACHER_FACTS_FILE = "teacher.json"
 TEACHER_BYTES_MAX = 1 << 26
 """64 MiB of text: 1,500 trees of 63 leaves take 10 MB."""
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_VERSION = 1
+MANIFEST_BYTES_MAX = 1 << 20
+"""FILES_MAX names of 120 characters with their checksums are 14 KB; the rest is for the settings."""
+FILES_MAX = 64
+FILE_BYTES_MAX = 1 << 26
+"""64 MiB for any one file of a version: the teacher, packed, is the largest with some 2 MB."""
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
+"""Of a model, a version and a file: no separator, no leading dot, nothing that a shell or a path reads as its own."""
 
 
 class TeacherFacts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +107,188 @@ def write_teacher(folder: Path, booster: "Booster", *, slope: float, intercept: 
     facts = TeacherFacts(hashlib.sha256(text).hexdigest(), schema.FINGERPRINT, slope, intercept)
     (folder / TEACHER_FILE).write_bytes(gzip.compress(text, mtime=0))
     (folder / TEACHER_FACTS_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+
+
+class Provenance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a model comes from: with the same of each, training gives the same model file."""
+
+    data: str
+    """SHA-256 over the training data."""
+
+    commit: str
+    seed: int
+    settings: dict[str, bool | int | float | str | None]
+    libraries: dict[str, str]
+    made_at: str
+    """ISO 8601 in UTC."""
+
+
+class Sealed(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file as it was when its version was sealed."""
+
+    sha256: str
+    n_bytes: int
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a version holds."""
+
+    format_version: int
+    name: str
+    version: str
+    digest: str
+    """Of the model's file, as it stands in each score."""
+
+    files: dict[str, Sealed]
+    """Every file of the folder but the manifest, by name."""
+
+    provenance: Provenance
+
+    @property
+    def id(self) -> str:
+        """`<name>/<version>`."""
+        return f"{self.name}/{self.version}"
+
+
+def seal(folder: Path, provenance: Provenance) -> Manifest:
+    """Make a folder an immutable version: write the manifest of all the files it holds.
+
+    Args:
+        folder: Holds the model and whatever belongs to it, in plain files.
+        provenance: Where the model comes from.
+
+    Raises:
+        UsageError: The folder is sealed already.
+        ArtifactError: The model is unsound, or a file is none that a version may hold.
+    """
+    refuse_sealed(folder)
+    artifact = compact.read(folder / MODEL_FILE)
+    manifest = Manifest(
+        format_version=MANIFEST_VERSION,
+        name=artifact.header.name,
+        version=artifact.header.version,
+        digest=artifact.digest,
+        files={name: _sealed(folder / name) for name in _names(folder) if name != _partial(MANIFEST_FILE)},
+        provenance=provenance,
+    )
+    replace_file(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    return manifest
+
+
+def refuse_sealed(folder: Path) -> None:
+    """Raise where writing into a folder would change a sealed version.
+
+    Raises:
+        UsageError: The folder is sealed.
+    """
+    if os.path.lexists(folder / MANIFEST_FILE):
+        raise UsageError(f"{folder}: is sealed by its {MANIFEST_FILE}, a version never changes; write another one")
+
+
+def verify(folder: Path) -> Manifest:
+    """Return the manifest of a version whose files are all there, unchanged, and no other beside them.
+
+    Raises:
+        ArtifactError: A file is missing, damaged, not listed, too large or no plain file, or the manifest is unsound.
+    """
+    manifest = read_manifest(folder)
+    there = set(_names(folder)) - {MANIFEST_FILE}
+    if missing := sorted(set(manifest.files) - there):
+        raise ArtifactError(f"{folder / missing[0]}: is missing, {MANIFEST_FILE} lists it")
+    if extra := sorted(there - set(manifest.files)):
+        raise ArtifactError(f"{folder / extra[0]}: is not listed in {MANIFEST_FILE}")
+    for name, sealed in manifest.files.items():
+        found = _sealed(folder / name)
+        if found.n_bytes != sealed.n_bytes:
+            raise ArtifactError(f"{folder / name}: {found.n_bytes} bytes, {MANIFEST_FILE} says {sealed.n_bytes}")
+        if found.sha256 != sealed.sha256:
+            raise ArtifactError(f"{folder / name}: checksum differs from {MANIFEST_FILE}, the file is damaged")
+    artifact = compact.read(folder / MODEL_FILE)
+    said = f"{manifest.id} {manifest.digest}"
+    held = f"{artifact.header.name}/{artifact.header.version} {artifact.digest}"
+    if held != said:
+        raise ArtifactError(f"{folder / MANIFEST_FILE}: says {said}, {MODEL_FILE} is {held}")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return a version's manifest without looking at the files it lists.
+
+    Raises:
+        ArtifactError: It is missing, unsound, or names what no version may hold.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        with _opened(path) as file:
+            content = file.read(MANIFEST_BYTES_MAX + 1)
+        if len(content) > MANIFEST_BYTES_MAX:
+            raise ArtifactError(f"{path}: over the limit of {MANIFEST_BYTES_MAX} bytes")
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: is missing, the folder is no sealed version") from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}") from error
+    if manifest.format_version != MANIFEST_VERSION:
+        raise ArtifactError(f"{path}: format version {manifest.format_version}, this program reads {MANIFEST_VERSION}")
+    for name in (manifest.name, manifest.version, *manifest.files):
+        if not NAME.fullmatch(name):
+            raise ArtifactError(f"{path}: the name {name!r} is none that a version may hold")
+    if MODEL_FILE not in manifest.files or MANIFEST_FILE in manifest.files:
+        raise ArtifactError(f"{path}: must list {MODEL_FILE} and not itself")
+    return manifest
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file as a whole or not at all, and have it on the disk on return."""
+    partial = path.with_name(_partial(path.name))
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _partial(name: str) -> str:
+    return f"{name}.partial"
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the files of a folder in order, refusing what is no plain file of a plain name."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
+    if len(entries) > FILES_MAX + 1:
+        raise ArtifactError(f"{folder}: {len(entries)} files, the limit is {FILES_MAX} and {MANIFEST_FILE}")
+    for entry in entries:
+        if not entry.is_file(follow_symlinks=False) or not NAME.fullmatch(entry.name):
+            raise ArtifactError(f"{folder / entry.name}: a version holds plain files of plain names only")
+    return [entry.name for entry in entries]
+
+
+def _sealed(path: Path) -> Sealed:
+    try:
+        with _opened(path) as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            if n_bytes > FILE_BYTES_MAX:
+                raise ArtifactError(f"{path}: {n_bytes} bytes, over the limit of {FILE_BYTES_MAX}")
+            return Sealed(hashlib.file_digest(file, "sha256").hexdigest(), n_bytes)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _opened(path: Path) -> Any:
+    """Open a plain file, never what a link points to; without waiting, should it be a pipe."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ArtifactError(f"{path}: is no plain file")
+    return os.fdopen(file, "rb")
 
 
 def champion(artifacts: Path = ARTIFACTS) -> Path:
