@@ -33,6 +33,10 @@ TEACHER_FACTS_FILE = "teacher.json"
 TEACHER_BYTES_MAX = 1 << 26
 """64 MiB of text: 1,500 trees of 63 leaves take 10 MB."""
 
+CHAMPION_FILE = "champion"
+ID_MAX = 241
+"""Characters of `<name>/<version>`."""
+
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 MANIFEST_BYTES_MAX = 1 << 20
@@ -291,34 +295,101 @@ def _opened(path: Path) -> Any:
     return os.fdopen(file, "rb")
 
 
-def champion(artifacts: Path = ARTIFACTS) -> Path:
+def champion_id(root: Path) -> str | None:
+    """Return what `champion` names, as `<name>/<version>`; None where no champion was ever named.
+
+    Raises:
+        ArtifactError: The file cannot be read or names no version.
+    """
+    place = root / CHAMPION_FILE
+    try:
+        name = place.read_bytes()[: 2 * ID_MAX].decode().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{place}: cannot be read: {error}") from error
+    if not is_id(name):
+        raise ArtifactError(f"{place}: holds {name!r}, expected <name>/<version>")
+    return name
+
+
+def is_id(text: str) -> bool:
+    """Say whether a text is spelt as `<name>/<version>`."""
+    parts = text.split("/")
+    return len(parts) == 2 and all(NAME.fullmatch(part) for part in parts)
+
+
+def champion(root: Path = ARTIFACTS) -> Path:
     """Return the folder of the model that is served by default.
 
     Raises:
         ArtifactError: No champion is named, or its folder lacks the model.
     """
-    place = artifacts / "champion"
-    try:
-        name = place.read_text().strip()
-    except OSError as error:
-        raise ArtifactError(f"{place}: cannot be read: {error.strerror}") from error
-    parts = name.split("/")
-    if len(parts) != 2 or not all(part and part[0] != "." for part in parts):
-        raise ArtifactError(f"{place}: holds {name!r}, expected <name>/<version>")
-    folder = artifacts.joinpath(*parts)
+    name = champion_id(root)
+    if name is None:
+        raise ArtifactError(f"{root / CHAMPION_FILE}: is missing, no model was promoted in this registry")
+    folder = root / name
     if not (folder / MODEL_FILE).is_file():
-        raise ArtifactError(f"{place}: names {name}, but {folder / MODEL_FILE} is not a file")
+        raise ArtifactError(f"{root / CHAMPION_FILE}: names {name}, but {folder / MODEL_FILE} is not a file")
     return folder
 
 
-def model_path(setting: str) -> Path:
-    """Return the model's file for the setting `model`: empty for the champion, else a file or a model's folder."""
+def root_folder(setting: str) -> Path:
+    """Return the registry's folder for the setting `registry_dir`: empty for the packaged one."""
+    return Path(setting) if setting else ARTIFACTS
+
+
+def model_path(setting: str, registry_dir: str = "") -> Path:
+    """Return the model's file for a setting: empty for the champion, else a version of the registry or a path.
+
+    Args:
+        setting: `<name>/<version>` where the registry has it, else a model's folder or file.
+        registry_dir: The setting of this name.
+
+    Raises:
+        ArtifactError: The champion is asked for, and there is none.
+    """
+    root = root_folder(registry_dir)
     if not setting:
-        return champion() / MODEL_FILE
+        return champion(root) / MODEL_FILE
+    if is_id(setting) and (root / setting / MODEL_FILE).is_file():
+        return root / setting / MODEL_FILE
     path = Path(setting)
     return path / MODEL_FILE if path.is_dir() else path
 
 
-def packaged(artifacts: Path = ARTIFACTS) -> list[Path]:
-    """Return the folders of all models at hand, in order of name and version."""
-    return sorted(path.parent for path in artifacts.glob(f"*/*/{MODEL_FILE}"))
+def packaged(root: Path = ARTIFACTS) -> list[Path]:
+    """Return the folders of all models of a registry, in order of name and version, numbers by their value."""
+    return sorted((path.parent for path in root.glob(f"*/*/{MODEL_FILE}")), key=_in_order)
+
+
+def find(root: Path, wanted: str) -> Path:
+    """Return the folder of a version, named in full or by a version that only one name has.
+
+    Raises:
+        UsageError: The registry has none, or several.
+    """
+    at_hand = {f"{folder.parent.name}/{folder.name}": folder for folder in packaged(root)}
+    found = [name for name, folder in at_hand.items() if wanted in (name, folder.name)]
+    if len(found) == 1:
+        return at_hand[found[0]]
+    if found:
+        raise UsageError(f"version {wanted!r} is not unique in {root}: {', '.join(found)}")
+    raise UsageError(f"{root} has no version {wanted!r}; it has {', '.join(at_hand) or 'none'}")
+
+
+def verify_version(root: Path, folder: Path) -> Manifest:
+    """Return the manifest of a version that is sound and lies in the registry under its own name.
+
+    Raises:
+        ArtifactError: See `verify`; or the folder is linked from elsewhere, or has another name than its model.
+    """
+    manifest = verify(folder)
+    if folder.resolve() != root.resolve() / manifest.name / manifest.version:
+        raise ArtifactError(f"{folder}: is {manifest.id} by its {MANIFEST_FILE}, and must lie at that place in {root}")
+    return manifest
+
+
+def _in_order(folder: Path) -> tuple[object, ...]:
+    parts = re.split(r"(\d+)", folder.name)
+    return folder.parent.name, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

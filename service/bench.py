@@ -109,8 +109,8 @@ def in_process(settings: Settings, *, quick: bool) -> Iterator[Figure]:
 
     n, rounds = (20_000, 3) if quick else (100_000, ROUNDS)
     messages = [Message(raw, None, "transactions", 0, i, 0) for i, raw in enumerate(simulator.messages(SEED, n))]
-    scorer = Scorer.load(registry.model_path(settings.model))
-    teacher = registry.Teacher.load(registry.model_path(settings.model).parent)
+    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
+    teacher = registry.Teacher.load(registry.model_path(settings.model, settings.registry_dir).parent)
     make(scorer).process(messages[:BATCH], now_ms=0)
     rates, singles, calls = [], [], []
     for _ in range(rounds):

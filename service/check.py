@@ -39,7 +39,7 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
         BrokerError: No broker answers, or topics are missing that the service may not create.
     """
     yield f"settings  {len(settings.effective())} read"
-    scorer = Scorer.load(registry.model_path(settings.model))
+    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
     model = scorer.model
     yield f"model     {model.name} {model.version}, {model.n_bytes:,} bytes, schema {schema.FINGERPRINT}"
     lists = screening.read(settings.screening_lists)

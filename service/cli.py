@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from features.errors import FalconetError, UsageError
+from service import model as model_commands
 from service import settings
 from service.settings import DATA_VARIABLE, Settings
 
@@ -24,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(model_commands.app)
 
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")]
 Bootstrap = Annotated[
@@ -181,6 +184,7 @@ def evaluate(
     from models import registry, report
     from models.progress import progress
 
+    registry.refuse_sealed(output)
     with progress() as tell:
         result = report.evaluate_folder(model or registry.champion(), data, seed=seed, progress=tell)
     report.write(output, result)

@@ -67,7 +67,7 @@ class Run:
         from models import registry
         from models.scorer import Scorer
 
-        scorer = Scorer.load(registry.model_path(effective.model))
+        scorer = Scorer.load(registry.model_path(effective.model, effective.registry_dir))
         self.tally = Tally(review=scorer.thresholds["review"])
         self._options = options
         self._settings = effective

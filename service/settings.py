@@ -117,7 +117,18 @@ class Settings(Struct, frozen=True, kw_only=True):
         2_000_000
     )
     state_dir: Annotated[Path, Meta(description="Folder of the saved account state.")] = Path("state")
-    model: Annotated[str, Meta(description="Path of the model artefact; empty means the packaged champion.")] = ""
+    registry_dir: Annotated[
+        str,
+        Meta(
+            description="Folder of the model registry; empty means the one in the package.", extra={"range": "a path"}
+        ),
+    ] = ""
+    model: Annotated[
+        str,
+        Meta(
+            description="Model to serve, a registry's NAME/VERSION or a path; empty means the registry's champion.",
+        ),
+    ] = ""
     screening_lists: Annotated[
         tuple[Path, ...],
         Meta(

@@ -10,16 +10,8 @@ import pytest
 
 from features.errors import ArtifactError, UsageError
 from models import registry
-from models.registry import MANIFEST_FILE, MODEL_FILE, Provenance
-
-PROVENANCE = Provenance(
-    data="d" * 64,
-    commit="c" * 40,
-    seed=7,
-    settings={"n_trees": 20, "learning_rate": 0.1, "note": None},
-    libraries={"lightgbm": "4.7.0"},
-    made_at="2026-01-02T03:04:05+00:00",
-)
+from models.registry import MANIFEST_FILE, MODEL_FILE
+from tests.registries import PROVENANCE
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +97,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a later manifest": (lambda f: change_manifest(f, format_version=2), "format version 2, this program reads 1"),
     "a path as a name": (
-        lambda f: change_manifest(f, files=dict.fromkeys((MODEL_FILE, "../x"), {"sha256": "", "n_bytes": 1})),
+        lambda f: change_manifest(f, files={name: {"sha256": "", "n_bytes": 1} for name in (MODEL_FILE, "../x")}),
         "the name '../x'",
     ),
     "a path as a version": (lambda f: change_manifest(f, version="../1"), "the name '../1'"),
