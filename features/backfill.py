@@ -1,5 +1,6 @@
 """Files of past transactions as the records the kernel reads: the same 80 bytes as the live path packs, by column."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,13 @@ from features.transaction import (
 )
 
 REQUIRED = ("block_timestamp", "from_address", "to_address", "value")
+COLUMNS = (*REQUIRED, "receipt_status", "method_id", "input_bytes", "token_address", "type")
+"""What a record is made of; only the first four must be there."""
+
+KINDS = ("transaction", "token_transfer")
+BATCH_ROWS = 65_536
+"""Rows of a file held at once: about 20 MB of columns."""
+
 ADDRESS_LENGTH = 42
 
 
@@ -44,7 +52,9 @@ def read(path: Path) -> Columns:
     """Read a parquet file of transactions or token transfers with ethereum-etl's column names.
 
     Without a `method_id` column the method is unknown, with a null in it there is none; a `token_address` column
-    makes the rows token transfers. An address of "" is null.
+    makes the rows token transfers. A column `type` of strings, as an archive has, tells transactions and token
+    transfers apart row by row instead, and a null `input_bytes` beside it means that the input is unknown. An address
+    of "" is null.
 
     Raises:
         InputError: The file is missing or damaged, lacks a column, or holds a value that no transaction has.
@@ -59,6 +69,32 @@ def read(path: Path) -> Columns:
     return Columns(pack_table(table, place=str(path)), table)
 
 
+def batches(path: Path, *, names: Sequence[str] = ()) -> Iterator[tuple[pa.RecordBatch, NDArray[np.uint64]]]:
+    """Yield a file's rows as `read` packs them, BATCH_ROWS at a time, so that its size does not matter.
+
+    Args:
+        path: Parquet file.
+        names: Columns that may identify a row; of those the first that the file has is the first of each batch.
+
+    Raises:
+        InputError: As `read`, or the file has none of the names.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        present = set(file.schema_arrow.names)
+        name = [name for name in names if name in present][:1]
+        missing = [column for column in REQUIRED if column not in present]
+        if missing or (names and not name):
+            raise InputError(f"{path}: no column {', '.join(missing) or ' or '.join(names)}")
+        columns = [*name, *(column for column in COLUMNS if column in present)]
+        done = 0
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False):
+            yield batch, pack_table(pa.Table.from_batches([batch]), place=f"{path} from row {done}")
+            done += len(batch)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: cannot be read as parquet: {error}") from error
+
+
 def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
     """Pack a table of transactions, shape (n, RECORD_WORDS); `place` names it in errors."""
     n = table.num_rows
@@ -66,7 +102,8 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
     if not n:
         return records
     names = set(table.column_names)
-    is_token = "token_address" in names
+    is_typed = _has_kinds(table)
+    is_token = _tokens(table, place) if is_typed else np.full(n, "token_address" in names)
 
     bad = _parse_addresses(*_strings(table["from_address"]), records, 0)
     to_data, to_offsets = _strings(table["to_address"])
@@ -77,7 +114,8 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
             f"{place}: row {bad} has from_address {row['from_address']!r} and to_address {row['to_address']!r}: "
             "an address is 0x and 40 hex digits"
         )
-    records.view(np.float64)[:, 6] = np.nan if is_token else _amounts(table, place)
+    is_all_token = not is_typed and bool(is_token[0])
+    records.view(np.float64)[:, 6] = np.nan if is_all_token else np.where(is_token, np.nan, _amounts(table, place))
 
     time = pc.fill_null(_integers(table, "block_timestamp", place), -1).to_numpy()
     outside = np.flatnonzero((time < TIMESTAMP_MIN) | (time > TIMESTAMP_MAX))
@@ -89,17 +127,38 @@ def pack_table(table: pa.Table, *, place: str) -> NDArray[np.uint64]:
     records[:, 7] = time
 
     flags = np.where(np.diff(to_offsets) == 0, IS_CREATION, 0)
-    flags |= IS_TOKEN if is_token else 0
+    flags |= np.where(is_token, IS_TOKEN, 0)
     if "receipt_status" in names:
         status = pc.fill_null(_integers(table, "receipt_status", place), -1).to_numpy()
         flags |= np.where(status >= 0, IS_STATUS_KNOWN, 0) | np.where(status == 0, IS_FAILED, 0)
-    flags |= _methods(table) << METHOD_SHIFT
+    lengths = np.full(n, -1)
+    if "input_bytes" in names:
+        lengths = pc.fill_null(_integers(table, "input_bytes", place), -1).to_numpy()
+    methods = _methods(table)
+    flags |= (np.where(lengths < 0, METHOD_UNKNOWN, methods) if is_typed else methods) << METHOD_SHIFT
     records[:, 8] = flags
-    lengths = pc.fill_null(_integers(table, "input_bytes", place), -1).to_numpy() if "input_bytes" in names else -1
     records.view(np.int64)[:, 9] = lengths
     # Like the live path's records, which stand on bytes: the kernel is compiled once for both.
     records.flags.writeable = False
     return records
+
+
+def _has_kinds(table: pa.Table) -> bool:
+    """Say whether the column `type` tells the kinds of record apart; in other files it is the number of EIP-2718."""
+    if "type" not in table.column_names:
+        return False
+    kind = table.schema.field("type").type
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(values) or pa.types.is_large_string(values))
+
+
+def _tokens(table: pa.Table, place: str) -> NDArray[np.bool_]:
+    kinds = pc.fill_null(table["type"].cast(pa.string()), "")
+    known = pc.is_in(kinds, pa.array(KINDS))
+    if not pc.all(known).as_py():
+        bad = pc.index(known, False).as_py()
+        raise InputError(f"{place}: row {bad} has type {table['type'][bad].as_py()!r}, not {' or '.join(KINDS)}")
+    return np.asarray(pc.equal(kinds, KINDS[1]))
 
 
 def _integers(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:

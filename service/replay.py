@@ -31,8 +31,8 @@ from service.settings import Settings
 
 Format = Literal["parquet", "jsonl"]
 
-READ_ROWS = 65_536
-"""Rows of a parquet file held at once: about 20 MB of columns."""
+WRITE_ROWS = 65_536
+"""Rows of a parquet file written at once."""
 
 SCORE_ROWS = 1024
 """Rows scored at once: their feature rows (0.5 MB) stay in the second-level cache."""
@@ -41,17 +41,6 @@ NAMES = ("hash", "hash_prefix", "transaction_hash")
 """What may identify a row, the first that the file has."""
 
 PROGRESS_SECONDS = 5.0
-
-COLUMNS = (
-    "block_timestamp",
-    "from_address",
-    "to_address",
-    "value",
-    "receipt_status",
-    "method_id",
-    "input_bytes",
-    "token_address",
-)
 
 
 class Summary(NamedTuple):
@@ -189,26 +178,10 @@ def replay(
 
 
 def _parquet_chunks(path: Path) -> Iterator[tuple[Any, NDArray[np.uint64]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from features import backfill
 
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: cannot be read as parquet: {error}") from error
-    present = set(file.schema_arrow.names)
-    name = next((name for name in NAMES if name in present), None)
-    missing = [column for column in backfill.REQUIRED if column not in present]
-    if name is None or missing:
-        raise InputError(f"{path}: no column {', '.join(missing) or ' or '.join(NAMES)}")
-    columns = [name, *(column for column in COLUMNS if column in present)]
-    done = 0
-    for batch in file.iter_batches(batch_size=READ_ROWS, columns=columns, use_threads=False):
-        table = pa.Table.from_batches([batch])
-        yield batch.column(0), backfill.pack_table(table, place=f"{path} from row {done}")
-        done += len(batch)
+    for batch, packed in backfill.batches(path, names=NAMES):
+        yield batch.column(0), packed
 
 
 def _line_chunks(
@@ -308,7 +281,7 @@ class _Parquet:
         table = pa.table({field: column, "score": verdicts.probabilities, "decision": decisions})
         self._pending.append(table)
         self._n_pending += len(table)
-        if self._n_pending >= READ_ROWS:
+        if self._n_pending >= WRITE_ROWS:
             self._flush()
 
     def _flush(self) -> None:
