@@ -124,6 +124,30 @@ def replay(
 
 
 @app.command()
+def export(
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder of the archive, new or to go on with.")
+    ],
+    topic: Annotated[
+        str | None,
+        typer.Option("--topic", metavar="NAME", help="Topic to export, else the setting transactions_topic."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--until-end", help="Go on with what comes until stopped, or end where it ends.")
+    ] = False,
+    config: Config = None,
+    bootstrap_servers: Bootstrap = None,
+) -> None:
+    """Copy a topic's transactions into parquet files by day, from its beginning or from where the last run ended."""
+    effective = settings.load(
+        config=config, overrides={"bootstrap_servers": bootstrap_servers, "transactions_topic": topic}
+    )
+    from service import export
+
+    raise typer.Exit(export.command(effective, folder=output, follow=follow))
+
+
+@app.command()
 def bench(
     config: Config = None,
     bootstrap_servers: Bootstrap = None,

@@ -34,7 +34,7 @@ _LOST = (
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
 )
-_REFUSED = (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError)
+REFUSED = (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError)
 
 
 class KafkaPythonClient:
@@ -50,7 +50,7 @@ class KafkaPythonClient:
         self._producer: Any = None
         self._calls: Calls | None = None
         self._only_partition: dict[str, int | None] = {}
-        self._admin: Any = self._asked("connecting", lambda: _Admin(**self._common))
+        self._admin: Any = self._asked("connecting", lambda: Admin(**self._common))
 
     def topics(self) -> dict[str, int]:
         """Ask for all topics."""
@@ -262,11 +262,11 @@ class KafkaPythonClient:
         """Raise the product's error for the library's."""
         if _is_lost(error):
             raise lost_partitions(self._settings) from error
-        kind = BrokerError if isinstance(error, _REFUSED) else OutageError
+        kind = BrokerError if isinstance(error, REFUSED) else OutageError
         raise kind(f"{self._place} failed at {doing}: {_text(error)}") from error
 
 
-class _Admin(KafkaAdminClient):  # type: ignore[misc]  # the library has no types
+class Admin(KafkaAdminClient):  # type: ignore[misc]  # the library has no types
     """Leaves a group's permitted operations as numbers: the demo's broker sets bits without a name."""
 
     def _process_acl_operations(self, described: dict[str, Any]) -> dict[str, Any]:
