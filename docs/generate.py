@@ -136,9 +136,9 @@ def quality_table() -> str:
     return title + table(header, rows)
 
 
-def estimate(figure: evaluate.Estimate) -> str:
-    """Return a share with its interval."""
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+def estimate(figure: evaluate.Estimate | None) -> str:
+    """Return a share with its interval, a dash where there is none."""
+    return "—" if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,34 +1,25 @@
 """What a model is worth, by the data folder's protocol: two tables, with bootstrap intervals over accounts.
 
-Intervals resample accounts, not rows: rows of one account resemble each other, and an interval over rows would be too
-narrow. Background rows are resampled by block.
+Background rows are resampled by block.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Sample
+from models import intervals
+from models.dataset import BACKGROUND, CUTS, Cuts, Sample
+from models.intervals import N_REPLICATES, Draws, Estimate
+
+__all__ = ["N_REPLICATES", "Estimate"]
 
 RECALLS = (0.3, 0.5, 0.7)
-FALSE_POSITIVE_RATES = (0.01, 0.001)
-N_REPLICATES = 1_000
-REPLICATES_AT_ONCE = 50
-"""50 x 12,631 weights of 8 bytes: 5 MB a matrix, some of which fit the cache."""
 
 Probabilities = NDArray[np.float64]
 """Scores of a sample's rows; any increasing function of the risk does."""
-
-
-class Estimate(Struct, frozen=True):
-    """A figure and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Ranking(Struct, frozen=True):
@@ -51,9 +42,10 @@ class Operation(Struct, frozen=True):
     recall: float
     threshold: float
     """Least probability that is alerted on."""
-    false_positives_a: Estimate
-    false_positives_b: Estimate
-    background: Estimate
+    false_positives_a: Estimate | None
+    """None without normal rows of this source, as in an archive whose labels name none."""
+    false_positives_b: Estimate | None
+    background: Estimate | None
 
 
 class Decision(Struct, frozen=True):
@@ -61,29 +53,25 @@ class Decision(Struct, frozen=True):
 
     name: str
     threshold: float
-    recall_new: float
-    """Share of new phishing accounts' rows that reach it."""
-    false_positives_a: float
-    false_positives_b: float
-    background: float
+    recall_new: float | None
+    """Share of new phishing accounts' rows that reach it; None, here and below, without such rows."""
+    false_positives_a: float | None
+    false_positives_b: float | None
+    background: float | None
 
 
-class Evaluation(Struct, frozen=True):
-    """One model by the protocol."""
+class Retention(Struct, frozen=True):
+    """What the small model keeps of the large one's quality on one test set, as ratios with paired intervals."""
 
-    name: str
-    version: str
-    digest: str
-    n_bytes: int
-    n_trees: int
-    rankings: list[Ranking]
-    operations: list[Operation]
-    decisions: list[Decision]
-    n_background: int
+    test_set: str
+    roc_auc: Estimate
+    average_precision: Estimate
+    recall_at_1_percent: Estimate | None
+    """None where the large one's recall is 0."""
 
 
 def evaluate(
-    sample: Sample, probabilities: Probabilities, *, seed: int, n_replicates: int = N_REPLICATES
+    sample: Sample, probabilities: Probabilities, *, seed: int, n_replicates: int = N_REPLICATES, cuts: Cuts = CUTS
 ) -> tuple[list[Ranking], list[Operation]]:
     """Return both tables of a sample that holds the test period's labelled rows and later background.
 
@@ -92,21 +80,57 @@ def evaluate(
         probabilities: Of each row.
         seed: Of the bootstrap.
         n_replicates: Resamplings of the accounts.
+        cuts: Where the validation and the test period start.
     """
-    random = np.random.default_rng(seed)
     rankings = []
-    for name, chosen in test_sets(sample).items():
+    for place, (name, chosen) in enumerate(judged_sets(sample, cuts).items()):
         part = sample.take(chosen)
-        ranks = _Ranks.of(part.is_phishing, probabilities[chosen])
-        figures = _resampled(ranks.figures, [part.account], random, n_replicates)
+        figures = intervals.ranking(part.is_phishing, probabilities[chosen], _drawn(part, place, seed, n_replicates))
         accounts = len(np.unique(part.account))
-        rankings.append(Ranking(name, len(part.time), accounts, float(part.is_phishing.mean()), *figures))
-    return rankings, _operations(sample, probabilities, random, n_replicates)
+        estimates = (intervals.estimate(figure) for figure in figures.T)
+        rankings.append(Ranking(name, len(part.time), accounts, float(part.is_phishing.mean()), *estimates))
+    return rankings, _operations(sample, probabilities, (seed, n_replicates), cuts)
 
 
-def test_sets(sample: Sample) -> dict[str, NDArray[np.bool_]]:
+def retained(
+    sample: Sample,
+    small: Probabilities,
+    large: Probabilities,
+    *,
+    seed: int,
+    n_replicates: int = N_REPLICATES,
+    cuts: Cuts = CUTS,
+) -> list[Retention]:
+    """Return the small model's figures as shares of the large one's, both under the same resamplings of accounts.
+
+    Args:
+        sample: As for `evaluate`.
+        small: Scores of the model whose loss is asked for.
+        large: Scores of the one it is measured by.
+        seed: Of the bootstrap.
+        n_replicates: Resamplings of the accounts.
+        cuts: Where the validation and the test period start.
+    """
+    found = []
+    for place, (name, chosen) in enumerate(judged_sets(sample, cuts).items()):
+        part = sample.take(chosen)
+        draws = _drawn(part, place, seed, n_replicates)
+        ours, theirs = (intervals.ranking(part.is_phishing, scores[chosen], draws) for scores in (small, large))
+        # Where the large model's recall is 0 there is no ratio; such resamplings are left out.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = ours / theirs
+        auc, precision, recall = (intervals.estimate(ratio) for ratio in ratios.T[:3])
+        found.append(Retention(name, auc, precision, recall if np.isfinite(recall.value) else None))
+    return found
+
+
+def _drawn(part: Sample, place: int, seed: int, n_replicates: int) -> Draws:
+    return intervals.draw(part.account, seed=(seed, place), n_replicates=n_replicates)
+
+
+def test_sets(sample: Sample, cuts: Cuts = CUTS) -> dict[str, NDArray[np.bool_]]:  # noqa: PT028 - it is no test
     """Return the protocol's test sets, in its order."""
-    test = (sample.account != BACKGROUND) & (sample.time >= TEST_START)
+    test = (sample.account != BACKGROUND) & (sample.time >= cuts.test_start)
     phishing = sample.is_phishing
     new = test & sample.is_new & (phishing | (sample.source == "B"))
     return {
@@ -116,6 +140,12 @@ def test_sets(sample: Sample) -> dict[str, NDArray[np.bool_]]:
         "new accounts": new,
         "new accounts, first transaction": new & (sample.rank == 0),
     }
+
+
+def judged_sets(sample: Sample, cuts: Cuts = CUTS) -> dict[str, NDArray[np.bool_]]:
+    """Return the test sets that hold both phishing and normal rows: an archive's labels may name neither A nor B."""
+    sets = test_sets(sample, cuts)
+    return {name: chosen for name, chosen in sets.items() if len(np.unique(sample.is_phishing[chosen])) == 2}
 
 
 def threshold_at(scores: NDArray[np.float64], recall: float) -> float:
@@ -128,124 +158,74 @@ def threshold_at(scores: NDArray[np.float64], recall: float) -> float:
     return float(np.sort(scores)[len(scores) - n_reached])
 
 
-class _Ranks(NamedTuple):
-    """Rows in order of falling score, ready to be weighted many times."""
-
-    order: NDArray[np.int64]
-    is_phishing: NDArray[np.bool_]
-    """In that order."""
-    last: NDArray[np.int64]
-    """Last row of each run of equal scores: a threshold cannot part equals."""
-
-    @classmethod
-    def of(cls, is_phishing: NDArray[np.bool_], scores: NDArray[np.float64]) -> "_Ranks":
-        order = np.argsort(-scores, kind="stable")
-        ordered = scores[order]
-        last = np.flatnonzero(np.concatenate((ordered[1:] != ordered[:-1], [True])))
-        return cls(order, is_phishing[order], last)
-
-    def figures(self, weights: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return ROC AUC, average precision and the recalls for weights of shape (n, n_rows), shape (4, n)."""
-        ordered = weights[0][:, self.order]
-        caught = np.cumsum(ordered * self.is_phishing, axis=1)[:, self.last]
-        alarms = np.cumsum(ordered * ~self.is_phishing, axis=1)[:, self.last]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recall, false = caught / caught[:, -1:], alarms / alarms[:, -1:]
-            precision = caught / (caught + alarms)
-        start = np.zeros((len(recall), 1))
-        recall_step = np.diff(recall, axis=1, prepend=start)
-        false_step = np.diff(false, axis=1, prepend=start)
-        auc = (false_step * (recall - recall_step / 2)).sum(axis=1)
-        average_precision = np.nansum(recall_step * precision, axis=1)
-        at_rates = [np.where(false <= rate, recall, 0.0).max(axis=1) for rate in FALSE_POSITIVE_RATES]
-        return np.stack([auc, average_precision, *at_rates])
-
-
-def _resampled(
-    figures: Callable[[list[NDArray[np.float64]]], NDArray[np.float64]],
-    groups: list[NDArray[np.int64]],
-    random: np.random.Generator,
-    n_replicates: int,
-) -> list[Estimate]:
-    """Return figures of the rows as they are, with intervals from resampling each kind of group with replacement.
-
-    Args:
-        figures: From a list of row weights, one matrix (n, n_rows) for each kind of group, to figures (n_figures, n).
-        groups: For each kind, the group of every row.
-        random: Source of the resampling.
-        n_replicates: How often.
-    """
-    value = figures([np.ones((1, len(group))) for group in groups])[:, 0]
-    members = [np.unique(group, return_inverse=True) for group in groups]
-    parts = []
-    for start in range(0, n_replicates, REPLICATES_AT_ONCE):
-        n = min(REPLICATES_AT_ONCE, n_replicates - start)
-        weights = []
-        for names, member in members:
-            k = len(names)
-            weights.append(random.multinomial(k, np.full(k, 1 / k), size=n)[:, member].astype(np.float64))
-        parts.append(figures(weights))
-    # A replicate without any phishing or any normal account has no figure.
-    low, high = np.nanpercentile(np.concatenate(parts, axis=1), (2.5, 97.5), axis=1)
-    return [Estimate(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True)]
-
-
-class _Sides(NamedTuple):
+class Sides(NamedTuple):
     """The rows that the second table compares."""
 
     new: NDArray[np.bool_]
+    """Of new phishing accounts."""
     a: NDArray[np.bool_]
     b: NDArray[np.bool_]
     background: NDArray[np.bool_]
 
 
-def _sides(sample: Sample) -> _Sides:
-    test = (sample.account != BACKGROUND) & (sample.time >= TEST_START)
+def sides(sample: Sample, cuts: Cuts = CUTS) -> Sides:
+    """Return the rows of the second table: the test period's, and background since the validation period."""
+    test = (sample.account != BACKGROUND) & (sample.time >= cuts.test_start)
     normal = test & ~sample.is_phishing
-    return _Sides(
+    return Sides(
         test & sample.is_phishing & sample.is_new,
         normal & (sample.source == "A"),
         normal & (sample.source == "B"),
-        (sample.account == BACKGROUND) & (sample.time >= VALIDATION_START),
+        (sample.account == BACKGROUND) & (sample.time >= cuts.validation_start),
     )
 
 
 def _operations(
-    sample: Sample, probabilities: Probabilities, random: np.random.Generator, n_replicates: int
+    sample: Sample, probabilities: Probabilities, bootstrap: tuple[int, int], cuts: Cuts
 ) -> list[Operation]:
-    sides = _sides(sample)
-    scores = [probabilities[side] for side in sides]
-    groups = [sample.account[side] for side in sides[:3]] + [sample.time[sides.background]]
-    # New phishing from the highest score down: where the weight reaches the wished recall stands the threshold.
-    order = np.argsort(-scores[0], kind="stable")
-    ranked = scores[0][order]
-
-    def figures(weights: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-        reached = np.cumsum(weights[0][:, order], axis=1)
-        rates = []
-        for recall in RECALLS:
-            at = (reached < recall * reached[:, -1:] - 1e-9).sum(axis=1)
-            thresholds = ranked[at][:, None]
-            for part, weight in zip(scores[1:], weights[1:], strict=True):
-                rates.append((weight * (part >= thresholds)).sum(axis=1) / weight.sum(axis=1))
-        return np.array(rates)
-
-    estimates = _resampled(figures, groups, random, n_replicates)
+    chosen = sides(sample, cuts)
+    if not chosen.new.any():
+        return []
+    draws = side_draws(sample, chosen, *bootstrap)
+    limits = intervals.thresholds(probabilities[chosen.new], RECALLS, draws[0])
+    rates = [
+        intervals.shares(probabilities[side], limits, drawn) if side.any() else None
+        for side, drawn in zip(chosen[1:], draws[1:], strict=True)
+    ]
     return [
-        Operation(recall, threshold_at(scores[0], recall), *estimates[3 * i : 3 * i + 3])
+        Operation(
+            recall,
+            float(limits[0, i]),
+            *(None if rate is None else intervals.estimate(rate[:, i]) for rate in rates),
+        )
         for i, recall in enumerate(RECALLS)
     ]
 
 
-def decide(sample: Sample, probabilities: Probabilities, thresholds: dict[str, float]) -> list[Decision]:
-    """Return what a model's own thresholds do in the test period."""
-    sides = _sides(sample)
+def side_draws(sample: Sample, chosen: Sides, seed: int, n_replicates: int) -> list[Draws]:
+    """Return resamplings of each side's accounts, of background its blocks."""
+    groups = [*(sample.account[side] for side in chosen[:3]), sample.time[chosen.background]]
+    # After the places of the five test sets: no side is drawn like a test set.
     return [
-        Decision(name, threshold, *(float((probabilities[side] >= threshold).mean()) for side in sides))
+        intervals.draw(group, seed=(seed, 10 + place), n_replicates=n_replicates) for place, group in enumerate(groups)
+    ]
+
+
+def decide(
+    sample: Sample, probabilities: Probabilities, thresholds: Mapping[str, float], cuts: Cuts = CUTS
+) -> list[Decision]:
+    """Return what a model's own thresholds do in the test period."""
+    chosen = sides(sample, cuts)
+    return [
+        Decision(
+            name,
+            threshold,
+            *(float((probabilities[side] >= threshold).mean()) if side.any() else None for side in chosen),
+        )
         for name, threshold in thresholds.items()
     ]
 
 
-def n_background(sample: Sample) -> int:
+def n_background(sample: Sample, cuts: Cuts = CUTS) -> int:
     """Return the number of background rows the alert rate is taken over."""
-    return int(_sides(sample).background.sum())
+    return int(sides(sample, cuts).background.sum())

@@ -35,6 +35,10 @@ class Labels(NamedTuple):
     """Lines of `accounts.csv` whose address is not 20 bytes; no transaction can touch them."""
     n_later: int = 0
     """Lines of a list that were not yet known."""
+    is_service: NDArray[np.bool_] | None = None
+    """`exchange_or_service` of `accounts.csv`; None where the file does not say. For the analysis of errors only."""
+    is_capped: NDArray[np.bool_] | None = None
+    """`history_capped`, likewise: the data holds only the account's first 10,000 transactions."""
 
 
 class Label(NamedTuple):
@@ -56,12 +60,23 @@ def read_accounts(path: Path) -> Labels:
     """
     lines = [line for _, line in _lines(path, {"address", "label", "source"})]
     sound = [line for line in lines if is_address(line["address"])]
-    return _labels(
-        [line["address"] for line in sound],
+    addresses = [line["address"] for line in sound]
+    labels = _labels(
+        addresses,
         [line["label"] == "phishing" for line in sound],
         [line["source"] for line in sound],
         n_malformed=len(lines) - len(sound),
     )
+    order = np.argsort(_address_keys(addresses))
+    flags = (
+        [
+            np.array([line[name] == "1" for line in sound], dtype=np.bool_)[order] if name in lines[0] else None
+            for name in ("exchange_or_service", "history_capped")
+        ]
+        if lines
+        else [None, None]
+    )
+    return labels._replace(is_service=flags[0], is_capped=flags[1])
 
 
 def read_list(path: Path) -> list[Label]:
@@ -177,8 +192,7 @@ def _label(line: dict[str, str], number: int, place: str) -> Label:
 def _labels(
     addresses: list[str], is_phishing: list[bool], sources: list[str], n_malformed: int, n_later: int = 0
 ) -> Labels:
-    words = b"".join(bytes.fromhex(address[2:]) + bytes(4) for address in addresses)
-    key = keys(np.frombuffer(words, dtype=np.uint64).reshape(-1, 3))
+    key = _address_keys(addresses)
     order = np.argsort(key)
     return Labels(
         key[order],
@@ -187,3 +201,8 @@ def _labels(
         n_malformed,
         n_later,
     )
+
+
+def _address_keys(addresses: list[str]) -> NDArray[np.void]:
+    words = b"".join(bytes.fromhex(address[2:]) + bytes(4) for address in addresses)
+    return keys(np.frombuffer(words, dtype=np.uint64).reshape(-1, 3))

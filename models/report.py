@@ -1,11 +1,16 @@
-"""The evaluation report: both tables of the protocol as Markdown and JSON, with what is needed to repeat them."""
+"""The evaluation report: a model and its large one on the same rows, as a page and as JSON, and how to repeat it.
+
+`evaluation.json` holds every figure; the page shows the protocol's tables, and the model card shows the rest.
+"""
 
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,23 +18,44 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from features.errors import InputError
-from models import dataset, evaluate, registry
+from models import breakdown, calibration, dataset, evaluate, registry, tables
+from models.dataset import CUTS, Cuts, Sample, Source
 from models.dataset import Report as Progress
-from models.dataset import Sample
+from models.energy import Energy, Meter
+from models.labels import Labels
 from models.scorer import Scorer
 
 LIBRARIES = ("lightgbm", "numba", "numpy", "pyarrow")
 
-REFERENCE_RANKINGS = {
-    "all": (0.926, 0.883, 0.132, 0.034),
-    "against A's normals": (0.869, 0.964, 0.268, 0.119),
-    "against B's normals": (0.939, 0.910, 0.093, 0.033),
-    "new accounts": (0.909, 0.911, 0.067, 0.032),
-    "new accounts, first transaction": (0.766, 0.851, 0.111, 0.056),
-}
-"""What the data folder's README reports for LightGBM with 300 trees of 31 leaves on 26 running totals and counts."""
+MILLION = 1_000_000
+METERED_S = 0.3
+"""Processor seconds a model is metered for: a thousand times the clock's step of 0.1 ms."""
 
-REFERENCE_OPERATIONS = {0.3: (0.011, 0.021, 0.012), 0.5: (0.045, 0.035, 0.046), 0.7: (0.136, 0.056, 0.393)}
+
+class Evaluation(Struct, frozen=True):
+    """One model by the protocol, and beyond it."""
+
+    name: str
+    version: str
+    digest: str
+    n_bytes: int
+    n_trees: int
+    rankings: list[evaluate.Ranking]
+    operations: list[evaluate.Operation]
+    decisions: list[evaluate.Decision]
+    n_background: int
+    reliability: list[calibration.Reliability] = []
+    """On the validation period, where calibration was fitted, and on the test period."""
+    precisions: list[calibration.Precision] = []
+    curves: list[calibration.Curve] = []
+    decay: list[breakdown.Period] = []
+    years: list[breakdown.Year] = []
+    """Whole blocks by year."""
+    blocks: list[breakdown.Block] = []
+    kinds: list[breakdown.Kind] = []
+    budgets: list[breakdown.Budget] = []
+    scoring: Energy | None = None
+    """What a million scores take, in batches, from feature rows at hand."""
 
 
 class Report(Struct, frozen=True):
@@ -43,7 +69,19 @@ class Report(Struct, frozen=True):
     seed: int
     n_replicates: int
     libraries: dict[str, str]
-    models: list[evaluate.Evaluation]
+    models: list[Evaluation]
+    """The served model, then its large one."""
+    retentions: list[evaluate.Retention] = []
+    """The first model's figures over the second's."""
+    training: Energy | None = None
+    """What making both models took, from the data to this report; None where only an evaluation was asked for."""
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are taken."""
+
+    seed: int
+    n_replicates: int
 
 
 def machine() -> str:
@@ -80,48 +118,68 @@ def judge(
     seed: int,
     n_replicates: int = evaluate.N_REPLICATES,
     progress: Progress,
+    labels: Labels | None = None,
+    cuts: Cuts = CUTS,
 ) -> Report:
     """Evaluate the model of a folder, by its own runtime, and its teacher.
 
     Args:
         folder: Holds the model's file and its teacher.
-        sample: Rows of the test period and later background; others are left out.
+        sample: Rows of the validation and the test period with their background; earlier ones are left out.
         rows: Their features.
         data: Digest of the data folder.
         seed: Of the bootstrap.
         n_replicates: Resamplings for the intervals.
         progress: Told what is done.
+        labels: What is known of the accounts, for the analysis of errors by kind.
+        cuts: Where the periods start.
     """
     scorer, teacher = Scorer.load(folder / registry.MODEL_FILE), registry.Teacher.load(folder)
-    progress("evaluation", 0, 2)
-    served = _evaluation(
-        sample,
-        scorer.probabilities(scorer.margins(rows)),
-        scorer.thresholds,
-        (seed, n_replicates),
-        (scorer.model.name, scorer.model.version, scorer.model.digest, scorer.model.n_bytes, scorer.header.n_trees),
-    )
-    progress("evaluation", 1, 2)
-    large = _evaluation(
-        sample,
-        teacher.probabilities(teacher.margins(rows)),
-        {},
-        (seed, n_replicates),
-        ("teacher", scorer.model.version, teacher.digest, teacher.n_bytes, teacher.booster.num_trees()),
-    )
-    progress("evaluation", 2, 2)
+    bootstrap = Bootstrap(seed, n_replicates)
+    prior = scorer.header.calibration.prior
+    judgements, scores = [], []
+    parts = [
+        (
+            lambda: scorer.probabilities(scorer.margins(rows)),
+            scorer.thresholds,
+            (scorer.model.name, scorer.model.version, scorer.model.digest, scorer.model.n_bytes, scorer.header.n_trees),
+        ),
+        (
+            lambda: teacher.probabilities(teacher.margins(rows)),
+            {},
+            ("teacher", scorer.model.version, teacher.digest, teacher.n_bytes, teacher.booster.num_trees()),
+        ),
+    ]
+    for n_done, (score, thresholds, model) in enumerate(parts):
+        progress("evaluation", n_done, len(parts))
+        probabilities, scoring = _metered(score, len(rows))
+        found = _evaluation(sample, probabilities, thresholds, bootstrap, model, prior, labels, cuts)
+        judgements.append(msgspec.structs.replace(found, scoring=scoring))
+        scores.append(probabilities)
+    progress("evaluation", len(parts), len(parts))
+    retentions = evaluate.retained(sample, *scores, seed=seed, n_replicates=n_replicates, cuts=cuts)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(made_at, machine(), commit(), data, seed, n_replicates, libraries(), [served, large])
+    return Report(made_at, machine(), commit(), data, seed, n_replicates, libraries(), judgements, retentions)
+
+
+def _metered(score: Callable[[], NDArray[np.float64]], n_rows: int) -> tuple[NDArray[np.float64], Energy]:
+    """Return the scores, and what a million of them take by this thread."""
+    probabilities = score()
+    meter, n_scored = Meter(), 0
+    while meter.read().cpu_s < METERED_S:
+        score()
+        n_scored += n_rows
+    return probabilities, meter.read().times(MILLION / n_scored)
 
 
 def evaluate_folder(
-    folder: Path, data: Path, *, seed: int = 1, n_replicates: int = evaluate.N_REPLICATES, progress: Progress
+    folder: Path, data: Path | Source, *, seed: int = 1, n_replicates: int = evaluate.N_REPLICATES, progress: Progress
 ) -> Report:
-    """Evaluate the models of a folder on a data folder, each row at its own time.
+    """Evaluate the models of a folder on a data folder or an archive, each row at its own time.
 
     Args:
         folder: Holds the model's file and its teacher.
-        data: Folder with the files of `models.dataset`.
+        data: Folder with the files of `models.dataset`, or an archive with its labels and dates.
         seed: Of the bootstrap.
         n_replicates: Resamplings for the intervals.
         progress: Told of the progress.
@@ -129,26 +187,78 @@ def evaluate_folder(
     Raises:
         InputError: The data or a model cannot be read.
     """
-    records = dataset.read(data)
+    records = dataset.read(data, report=progress)
     sample = dataset.sample(records)
-    sample = sample.take(sample.time >= dataset.VALIDATION_START)
-    if any(not chosen.any() for chosen in evaluate.test_sets(sample).values()):
-        raise InputError(f"{data}: a test set from 2018-10-01 on is empty, there is nothing to judge by")
+    sample = sample.take(sample.time >= records.cuts.validation_start)
+    check(sample, str(data.folder if isinstance(data, Source) else data), records.cuts)
     rows = dataset.matrix(records, sample.position, report=progress)
-    return judge(folder, sample, rows, data=records.digest, seed=seed, n_replicates=n_replicates, progress=progress)
+    return judge(
+        folder,
+        sample,
+        rows,
+        data=records.digest,
+        seed=seed,
+        n_replicates=n_replicates,
+        progress=progress,
+        labels=records.labels,
+        cuts=records.cuts,
+    )
+
+
+def check(sample: Sample, place: str, cuts: Cuts = CUTS) -> None:
+    """Make sure that there is something to judge by.
+
+    Raises:
+        InputError: The test period lacks phishing or normal rows, or, where labels name the sources A and B, a test set
+            is empty.
+    """
+    start = datetime.fromtimestamp(cuts.test_start, UTC).strftime("%Y-%m-%d")
+    sets, judged = evaluate.test_sets(sample, cuts), evaluate.judged_sets(sample, cuts)
+    wanted = set(sets) if set(np.unique(sample.source)) & {"A", "B"} else {"all"}
+    lacking = [name for name in sets if name in wanted - set(judged)]
+    if lacking:
+        raise InputError(
+            f"{place}: from {start} on the test set {lacking[0]!r} lacks phishing or normal rows, nothing to judge by"
+        )
 
 
 def _evaluation(
     sample: Sample,
     probabilities: NDArray[np.float64],
-    thresholds: dict[str, float],
-    bootstrap: tuple[int, int],
+    thresholds: Mapping[str, float],
+    bootstrap: Bootstrap,
     model: tuple[str, str, str, int, int],
-) -> evaluate.Evaluation:
+    prior: float,
+    labels: Labels | None,
+    cuts: Cuts,
+) -> Evaluation:
     seed, n_replicates = bootstrap
-    rankings, operations = evaluate.evaluate(sample, probabilities, seed=seed, n_replicates=n_replicates)
-    decisions = evaluate.decide(sample, probabilities, thresholds)
-    return evaluate.Evaluation(*model, rankings, operations, decisions, evaluate.n_background(sample))
+    drawn: dict[str, Any] = {"seed": seed, "n_replicates": n_replicates}
+    rankings, operations = evaluate.evaluate(sample, probabilities, cuts=cuts, **drawn)
+    at = {**thresholds, **{f"{operation.recall:.0%} recall": operation.threshold for operation in operations}}
+    reliabilities = [
+        calibration.reliability(sample.take(chosen), probabilities[chosen], period=period, prior=prior, **drawn)
+        for period, chosen in (
+            ("validation", (sample.time >= cuts.validation_start) & (sample.time < cuts.test_start)),
+            ("test", sample.time >= cuts.test_start),
+        )
+    ]
+    years, blocks = breakdown.background(sample, probabilities, at, cuts=cuts, **drawn)
+    return Evaluation(
+        *model,
+        rankings,
+        operations,
+        evaluate.decide(sample, probabilities, thresholds, cuts),
+        evaluate.n_background(sample, cuts),
+        [found for found in reliabilities if found is not None],
+        calibration.precisions(sample, probabilities, at, cuts=cuts, **drawn),
+        calibration.curves(sample, probabilities, cuts=cuts),
+        breakdown.decay(sample, probabilities, cuts=cuts, **drawn),
+        years,
+        blocks,
+        breakdown.by_kind(sample, probabilities, at, labels=labels, cuts=cuts, **drawn),
+        breakdown.budgets(sample, probabilities, at, cuts=cuts, **drawn),
+    )
 
 
 def write(folder: Path, report: Report) -> None:
@@ -171,7 +281,20 @@ def markdown(report: Report) -> str:
         "",
     ]
     for model in report.models:
-        lines += _model(model)
+        lines += [
+            f"## {model.name} {model.version}",
+            "",
+            f"{model.n_trees} trees, {model.n_bytes:,} bytes, digest `{model.digest}`.",
+            "",
+            *tables.rankings(model.rankings),
+            "",
+            *tables.operations(model.operations, model.n_background),
+            "",
+        ]
+        if model.decisions:
+            lines += [*tables.decisions(model.decisions), ""]
+    if report.retentions:
+        lines += ["## What the small model keeps of the large one", "", *tables.retentions(report.retentions), ""]
     lines += [
         "## How to repeat it",
         "",
@@ -185,54 +308,3 @@ def markdown(report: Report) -> str:
         *(f"| {name} | {version} |" for name, version in report.libraries.items()),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _model(model: evaluate.Evaluation) -> list[str]:
-    lines = [
-        f"## {model.name} {model.version}",
-        "",
-        f"{model.n_trees} trees, {model.n_bytes:,} bytes, digest `{model.digest}`.",
-        "",
-        "| test set | rows | accounts | share phishing | ROC AUC | average precision | recall @ 1 % FPR "
-        "| recall @ 0.1 % FPR | reference: ROC AUC, AP, recalls |",
-        "| --- | ---: | ---: | ---: | --- | --- | --- | --- | --- |",
-    ]
-    for ranking in model.rankings:
-        figures = (
-            ranking.roc_auc,
-            ranking.average_precision,
-            ranking.recall_at_1_percent,
-            ranking.recall_at_01_percent,
-        )
-        reference = ", ".join(f"{value:.3f}" for value in REFERENCE_RANKINGS[ranking.test_set])
-        cells = " | ".join(_estimate(figure) for figure in figures)
-        counts = f"{ranking.n_rows:,} | {ranking.n_accounts:,} | {ranking.share_phishing:.3f}"
-        lines.append(f"| {ranking.test_set} | {counts} | {cells} | {reference} |")
-    lines += [
-        "",
-        f"| recall on new phishing | threshold | FPR, A | FPR, B | alerts on background ({model.n_background:,} rows) "
-        "| reference: A, B, background |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in model.operations:
-        cells = " | ".join(_estimate(e) for e in (row.false_positives_a, row.false_positives_b, row.background))
-        reference = ", ".join(f"{value:.3f}" for value in REFERENCE_OPERATIONS[row.recall])
-        lines.append(f"| {row.recall} | {row.threshold:.3g} | {cells} | {reference} |")
-    return [*lines, "", *_decisions(model.decisions)]
-
-
-def _decisions(decisions: list[evaluate.Decision]) -> list[str]:
-    if not decisions:
-        return []
-    lines = [
-        "| decision | threshold | recall on new phishing | FPR, A | FPR, B | background |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in decisions:
-        rates = (row.recall_new, row.false_positives_a, row.false_positives_b, row.background)
-        lines.append(f"| {row.name} | {row.threshold:.3g} | " + " | ".join(f"{rate:.4f}" for rate in rates) + " |")
-    return [*lines, ""]
-
-
-def _estimate(estimate: evaluate.Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

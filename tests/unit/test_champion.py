@@ -8,8 +8,9 @@ import pytest
 
 from features import schema
 from models import registry
-from models.report import REFERENCE_OPERATIONS, REFERENCE_RANKINGS, Report, markdown
+from models.report import Report, markdown
 from models.scorer import Scorer
+from models.tables import REFERENCE_OPERATIONS, REFERENCE_RANKINGS
 from tests.boosters import drawn_rows
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from models import evaluate
+from models import evaluate, intervals
 from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Sample
 
 NOISE = 0.8
@@ -52,8 +52,8 @@ def test_weights_are_repetitions() -> None:
     weight = np.random.default_rng(4).integers(0, 4, size=400)
     labels, repeated = np.repeat(sample.is_phishing, weight), np.repeat(scores, weight)
 
-    ranks = evaluate._Ranks.of(sample.is_phishing, scores)
-    figures = ranks.figures([weight[None, :].astype(np.float64)])[:, 0]
+    draws = intervals.Draws(np.arange(400), weight[None, :].astype(np.int32))
+    figures = intervals.ranking(sample.is_phishing, scores, draws)[0]
 
     expected = [roc_auc_score(labels, repeated), average_precision_score(labels, repeated)]
     assert figures.tolist() == pytest.approx([*expected, *(recall_at(labels, repeated, r) for r in (0.01, 0.001))])
