@@ -51,7 +51,7 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
         yield from broker(settings)
 
 
-def warm(settings: Settings, scorer: Scorer, lists: Screening) -> None:
+def warm(settings: Settings, scorer: Scorer, lists: Screening | None) -> None:
     """Send a transaction down the path, which compiles its kernels or loads them from the cache on disk."""
     pipeline = Pipeline(
         accounts=Accounts(accounts_max=ACCOUNTS_MIN, pairs_max=ACCOUNTS_MIN, screening=lists),
@@ -82,7 +82,7 @@ def broker(settings: Settings) -> Iterator[str]:
     finally:
         client.close()
     yield f"broker    {settings.bootstrap_servers} answers, by {settings.kafka_client}"
-    wanted = (settings.transactions_topic, settings.scores_topic, settings.alerts_topic, settings.dlq_topic)
+    wanted = settings.topics()
     missing = [name for name in wanted if name not in there]
     if missing and not settings.create_topics:
         raise BrokerError(

@@ -202,7 +202,7 @@ def ensure_topics(client: Client, settings: Settings) -> None:
     Raises:
         BrokerError: A topic is missing and `create_topics` is off, or the broker refuses to create it.
     """
-    wanted = (settings.transactions_topic, settings.scores_topic, settings.alerts_topic, settings.dlq_topic)
+    wanted = settings.topics()
     missing = [name for name in wanted if name not in client.topics()]
     if missing and not settings.create_topics:
         raise BrokerError(

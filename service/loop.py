@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from features.errors import OutageError
 from service.codec import encode_rejection
 from service.kafka import TRANSACTION_SECONDS, Client
-from service.metrics import Metrics, Stage
+from service.metrics import Metrics, Role, Stage
 from service.pipeline import Message, Outputs, Pipeline
 from service.policy import DECISIONS
+from service.reload import Replacement
 from service.settings import Settings
 from service.shadow import Shadow
 from service.snapshot import Batch, Offsets, Write
@@ -52,6 +53,9 @@ PROBE_SECONDS = 5.0
 
 RETRY_SECONDS = 0.1
 """Pause between two tries of a transaction; a restarting broker takes seconds."""
+
+ROLES: dict[Stage, Role] = {"score": "student", "candidate": "candidate"}
+"""The stages that a model takes alone."""
 
 log = logging.getLogger("falconet.loop")
 
@@ -135,7 +139,8 @@ class Loop:
         self._pipeline = pipeline
         self._metrics = metrics
         self._settings = settings
-        self._shadow = shadow
+        self.shadow = shadow
+        self._replacement: Replacement | None = None
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
         self._stop = threading.Event()
         self._waiting = list(unsettled)
@@ -157,6 +162,10 @@ class Loop:
         self._patience.stop()
         self._stop.set()
 
+    def replace(self, replacement: Replacement) -> None:
+        """Have another model decide from the next batch on; safe from another thread."""
+        self._replacement = replacement
+
     def run(self) -> None:
         """Serve until stopped; on return everything that was scored is committed.
 
@@ -170,6 +179,8 @@ class Loop:
             self._finish()
         while not self._stop.is_set():
             messages, polled_s = self._collect()
+            if self._replacement is not None:
+                self._adopt(self._replacement)
             if messages:
                 self._next = self._score(messages, polled_s)
                 self._finish()
@@ -178,6 +189,12 @@ class Loop:
                 self._hand_over(self._open)
             self._watch()
         self._finish()
+
+    def _adopt(self, replacement: Replacement) -> None:
+        self._replacement = None
+        self._pipeline.replace(replacement.scorer, replacement.policy)
+        self.shadow, replacement.shadow = replacement.shadow, self.shadow
+        replacement.adopted.set()
 
     def _collect(self) -> tuple[list[Message], float]:
         """Return the next batch and when its first message came; it is empty when none came in time.
@@ -222,16 +239,16 @@ class Loop:
             now_s = time.perf_counter()
             share_s = (now_s - self._stage_started_s) / n
             seconds[stage].observe(share_s, n)
-            if stage == "score":
-                self._metrics.inference_seconds["student"].observe(share_s, n)
+            if stage in ROLES:
+                self._metrics.inference_seconds[ROLES[stage]].observe(share_s, n)
             self._stage_started_s = now_s
 
         outputs = self._pipeline.process(messages, now_ms=int(time.time() * 1000), tick=tick)
         before = dict(self.offsets)
         self.offsets.update({message.partition: message.offset + 1 for message in messages})
         batch = Batch(before, dict(self.offsets), self._writes(outputs))
-        if self._shadow is not None:
-            self._shadow.offer(outputs.verdicts.rows)
+        if self.shadow is not None:
+            self.shadow.offer(outputs.verdicts.rows)
         stamps_s = np.array([message.timestamp_ms for message in messages]) / 1000.0
         return _Scored(batch, outputs, stamps_s, polled_s)
 
@@ -243,6 +260,8 @@ class Loop:
             Write(settings.alerts_topic, outputs.alerts),
             Write(settings.dlq_topic, [(key, value) for key, value, _ in letters], [each for _, _, each in letters]),
         ]
+        if settings.candidate_topic is not None and outputs.candidate is not None:
+            writes.append(Write(settings.candidate_topic, outputs.candidate.scores))
         return [write for write in writes if write.records]
 
     def _hand_over(self, scored: _Scored) -> None:
@@ -321,6 +340,12 @@ class Loop:
         for decision, n in zip(DECISIONS, counts, strict=True):
             metrics.decisions_total[decision].inc(n)
         metrics.score.observe_all(outputs.verdicts.probabilities)
+        if outputs.candidate is not None:
+            beside = outputs.candidate.verdicts
+            metrics.candidate_score.observe_all(beside.probabilities)
+            pairs = zip(outputs.verdicts.decisions.tolist(), beside.decisions.tolist(), strict=True)
+            for (champion, candidate), n in Counter(pairs).items():
+                metrics.candidate_decisions_total[DECISIONS[champion], DECISIONS[candidate]].inc(n)
         for reason, n in Counter(rejection.reason for rejection in outputs.rejections).items():
             metrics.dlq_total[reason].inc(n)
         accounts = self._pipeline.accounts

@@ -8,7 +8,7 @@ observation, a tenth of a core at 100,000 transactions a second.
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -34,9 +34,10 @@ from features.errors import Reason, UsageError
 
 PREFIX = "falconet_"
 
-Stage = Literal["decode", "features", "score", "encode", "produce"]
-Role = Literal["student", "teacher"]
+Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
+Role = Literal["student", "teacher", "candidate"]
 Outcome = Literal["scored", "rejected", "skipped"]
+Reload = Literal["loaded", "refused"]
 
 SECONDS_BUCKETS = (*(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 2, 5)), 10.0)
 """1 µs to 10 s in steps of 1, 2 and 5: written as decimals, because 1e-6 * 5 is not 5e-06."""
@@ -94,9 +95,18 @@ CATALOGUE = (
     Spec("inference_seconds", "histogram", ("model",), "seconds", "Time a model takes per transaction."),
     Spec("model_info", "info", ("model", "name", "version", "digest"), "", "The models in use, always 1."),
     Spec("model_bytes", "gauge", ("model",), "bytes", "Size of a model's file."),
+    Spec("model_reloads_total", "counter", ("outcome",), "models", "Newly promoted models, by what became of them."),
     Spec("transactions_total", "counter", ("outcome",), "messages", "Messages read, by what became of them."),
     Spec("decisions_total", "counter", ("decision",), "transactions", "Scored transactions, by decision."),
     Spec("score", "histogram", (), "probability", "Distribution of the scores."),
+    Spec("candidate_score", "histogram", (), "probability", "Distribution of the candidate's scores."),
+    Spec(
+        "candidate_decisions_total",
+        "counter",
+        ("champion", "candidate"),
+        "transactions",
+        "Scored transactions, by the decision taken and the one the candidate would have taken.",
+    ),
     Spec("consumer_lag_records", "gauge", ("partition",), "records", "Records not read yet, markers included."),
     Spec("state_accounts", "gauge", (), "accounts", "Accounts in the account table."),
     Spec("state_pairs", "gauge", (), "pairs", "Sender and recipient pairs in the pair table."),
@@ -187,7 +197,7 @@ class Metrics:
     event would miss that event.
     """
 
-    def __init__(self, *, decisions: Iterable[str] = ("allow", "review", "block")) -> None:
+    def __init__(self, *, decisions: Sequence[str] = ("allow", "review", "block")) -> None:
         # Each counter would otherwise bring a second series with its time of creation, which nothing reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
@@ -203,6 +213,14 @@ class Metrics:
         self._model_bytes = self._gauge("model_bytes")
         self.transactions_total = self._counters("transactions_total", get_args(Outcome))
         self.decisions_total = self._counters("decisions_total", decisions)
+        self.model_reloads_total = self._counters("model_reloads_total", get_args(Reload))
+        self.candidate_score = self._histogram("candidate_score", SCORE_BUCKETS)[""]
+        agreement = self._counter("candidate_decisions_total")
+        self.candidate_decisions_total = {
+            (champion, candidate): agreement.labels(champion, candidate)
+            for champion in decisions
+            for candidate in decisions
+        }
         self._lag = self._gauge("consumer_lag_records")
         self._lag_partitions: set[int] = set()
         self._accounts = self._gauge("state_accounts")

@@ -47,6 +47,38 @@ class Verdicts(NamedTuple):
     """List bits: the sender's in the low half, the recipient's in the high half."""
 
 
+class Judge(NamedTuple):
+    """A model and what is decided by it."""
+
+    scorer: Scorer
+    policy: Policy
+    model: Raw
+    """As it stands in each score: name, version and digest, encoded once."""
+
+    @classmethod
+    def of(cls, scorer: Scorer, policy: Policy) -> "Judge":
+        """Return the judge that a model and a policy make."""
+        model = scorer.model
+        facts = {"name": model.name, "version": model.version, "digest": model.digest}
+        return cls(scorer, policy, Raw(msgspec.json.encode(facts)))
+
+
+class Candidate(NamedTuple):
+    """A model that judges beside the one that decides."""
+
+    judge: Judge
+    is_written: bool
+    """Whether its scores are wanted as records, not only counted."""
+
+
+class Beside(NamedTuple):
+    """What the candidate said of the accepted transactions."""
+
+    verdicts: Verdicts
+    scores: list[tuple[bytes, bytes]]
+    """Like those of `Outputs`, empty where nobody wants them."""
+
+
 class Outputs(NamedTuple):
     """What a batch of messages became: each is one score, one rejection or one skip."""
 
@@ -63,17 +95,30 @@ class Outputs(NamedTuple):
     verdicts: Verdicts
     """On the accepted transactions, for metrics and the shadow model."""
 
+    candidate: Beside | None = None
+    """None where there is none."""
+
 
 class Pipeline:
     """Codec, past, model and policy in the order a transaction meets them. Not thread-safe: there is one past."""
 
-    def __init__(self, *, accounts: Accounts, scorer: Scorer, policy: Policy, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        *,
+        accounts: Accounts,
+        scorer: Scorer,
+        policy: Policy,
+        decoder: Decoder,
+        candidate: Candidate | None = None,
+    ) -> None:
         self.accounts = accounts
-        self.scorer = scorer
-        self._policy = policy
+        self.judge = Judge.of(scorer, policy)
+        self.candidate = candidate
         self._decode_one = decoder.decode
-        model = scorer.model
-        self._model = Raw(msgspec.json.encode({"name": model.name, "version": model.version, "digest": model.digest}))
+
+    def replace(self, scorer: Scorer, policy: Policy) -> None:
+        """Have another model decide from the next batch on; the past stays."""
+        self.judge = Judge.of(scorer, policy)
 
     def process(
         self, messages: Sequence[Message], *, now_ms: int, tick: Callable[[Stage], None] | None = None
@@ -91,21 +136,27 @@ class Pipeline:
         rows, hits = self.accounts.score_rows(records([pack(tx) for tx in transactions]))
         if tick is not None:
             tick("features")
-        verdicts = self._judge(rows, hits)
+        verdicts = _verdicts(self.judge, rows, hits, self.judge.scorer.margins(rows))
         if tick is not None:
             tick("score")
-        scores, alerts = self._encode(transactions, sources, verdicts, now_ms)
+        beside: Beside | None = None
+        if self.candidate is not None:
+            judge = self.candidate.judge
+            beside = Beside(_verdicts(judge, rows, hits, judge.scorer.margins(rows)), [])
+            if tick is not None:
+                tick("candidate")
+        scores, alerts = self._encode(transactions, sources, self.judge, verdicts, now_ms)
+        if self.candidate is not None and beside is not None and self.candidate.is_written:
+            written, _ = self._encode(transactions, sources, self.candidate.judge, beside.verdicts, now_ms)
+            beside = Beside(beside.verdicts, written)
         if tick is not None:
             tick("encode")
-        return Outputs(scores, alerts, rejections, n_skipped, verdicts)
+        return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside)
 
     def score(self, packed: NDArray[np.uint64]) -> Verdicts:
         """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""
-        return self._judge(*self.accounts.score_rows(packed))
-
-    def _judge(self, rows: NDArray[np.float32], hits: NDArray[np.uint32]) -> Verdicts:
-        probabilities = self.scorer.probabilities(self.scorer.margins(rows))
-        return Verdicts(rows, probabilities, self._policy.decide(probabilities, rows, hits), hits)
+        rows, hits = self.accounts.score_rows(packed)
+        return _verdicts(self.judge, rows, hits, self.judge.scorer.margins(rows))
 
     def _decode(self, messages: Sequence[Message]) -> tuple[list[Transaction], list[Source], list[Rejection], int]:
         decode = self._decode_one
@@ -128,9 +179,9 @@ class Pipeline:
         return transactions, sources, rejections, n_skipped
 
     def _encode(
-        self, transactions: list[Transaction], sources: list[Source], verdicts: Verdicts, now_ms: int
+        self, transactions: list[Transaction], sources: list[Source], judge: Judge, verdicts: Verdicts, now_ms: int
     ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
-        model = self._model
+        model = judge.model
         scores: list[tuple[bytes, bytes]] = []
         alerts: list[tuple[bytes, bytes]] = []
         probabilities, decisions = verdicts.probabilities.tolist(), verdicts.decisions.tolist()
@@ -148,7 +199,7 @@ class Pipeline:
                 tx.to_address,
                 probabilities[i],
                 DECISIONS[decision],
-                self._reasons(verdicts.rows[i]) if decision else [],
+                _reasons(judge, verdicts.rows[i]) if decision else [],
                 self._list_hits(tx, hits[i]) if hits[i] else [],
                 model,
                 schema.FINGERPRINT,
@@ -162,12 +213,6 @@ class Pipeline:
                 alerts.append(record)
         return scores, alerts
 
-    def _reasons(self, row: NDArray[np.float32]) -> list[Contribution]:
-        """Explain one row: rules first, then what raised the model's risk most."""
-        rules = [Contribution(feature, value, 0.0, sentence) for feature, value, sentence in self._policy.rules(row)]
-        raised = [Contribution(*reason) for reason in self.scorer.reasons(row, REASONS_MAX)]
-        return rules + raised
-
     def _list_hits(self, tx: Transaction, hits: int) -> list[ListHit]:
         screening = self.accounts.screening
         if screening is None:
@@ -176,3 +221,17 @@ class Pipeline:
         if tx.to_address is not None:
             found += [ListHit(tx.to_address, "to", name) for name in screening.lists(hits >> 16)]
         return found
+
+
+def _verdicts(
+    judge: Judge, rows: NDArray[np.float32], hits: NDArray[np.uint32], margins: NDArray[np.float64]
+) -> Verdicts:
+    probabilities = judge.scorer.probabilities(margins)
+    return Verdicts(rows, probabilities, judge.policy.decide(probabilities, rows, hits), hits)
+
+
+def _reasons(judge: Judge, row: NDArray[np.float32]) -> list[Contribution]:
+    """Explain one row: rules first, then what raised the model's risk most."""
+    rules = [Contribution(feature, value, 0.0, sentence) for feature, value, sentence in judge.policy.rules(row)]
+    raised = [Contribution(*reason) for reason in judge.scorer.reasons(row, REASONS_MAX)]
+    return rules + raised

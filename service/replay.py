@@ -77,7 +77,7 @@ def command(
         state: Folder of an earlier replay's past to go on from, None for an empty past.
         save_state: Folder to keep the past in afterwards, None to forget it.
     """
-    scorer = Scorer.load(registry.model_path(settings.model))
+    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
     lists = screening.read(settings.screening_lists) if settings.screening_lists else None
     accounts = Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists)
     if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC) is None:

@@ -15,6 +15,7 @@ import msgspec
 from features import screening
 from features.accounts import Accounts
 from features.errors import BrokerError, FencedError, OutageError
+from features.screening import Screening
 from models import registry
 from models.scorer import Scorer
 from service import check, kafka, metrics, shadow, snapshot
@@ -22,8 +23,9 @@ from service.codec import Decoder
 from service.kafka import Client
 from service.loop import RETRY_SECONDS, Loop, Patience
 from service.metrics import Metrics
-from service.pipeline import Pipeline
+from service.pipeline import Candidate, Judge, Pipeline
 from service.policy import policy
+from service.reload import Follower, Watcher
 from service.settings import Settings
 from service.shadow import Shadow
 
@@ -78,6 +80,7 @@ class Service:
         self._stop = threading.Event()
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
         self._loop: Loop | None = None
+        self._watcher: Watcher | None = None
         self._saved_at: int | None = None
         self.metrics = Metrics()
         self.metrics_port = 0
@@ -96,6 +99,11 @@ class Service:
         if self._loop is not None:
             self._loop.stop()
 
+    def reload(self) -> None:
+        """Look for another champion at once; safe in a signal handler."""
+        if self._watcher is not None:
+            self._watcher.wake()
+
     def run(self) -> None:
         """Start, serve until stopped, save the state. For errors see `serve`."""
         started_s = time.perf_counter()
@@ -109,13 +117,14 @@ class Service:
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
             if self._stop.is_set():
                 self._loop.stop()
+            self._follow(stack, pipeline, self._loop)
             self.ready.set()
             self._serve(self._loop, pipeline.accounts)
 
     def _build(self, stack: ExitStack) -> tuple[Pipeline, Shadow | None]:
         """Make what needs no Kafka, so that a wrong model is known at once."""
         settings = self._settings
-        path = registry.model_path(settings.model)
+        path = registry.model_path(settings.model, settings.registry_dir)
         scorer = Scorer.load(path)
         lists = screening.read(settings.screening_lists)
         check.warm(settings, scorer, lists)
@@ -124,12 +133,24 @@ class Service:
             scorer=scorer,
             policy=policy(scorer.thresholds, lists),
             decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
+            candidate=self._candidate(lists),
         )
         self.metrics.set_model("student", **scorer.model._asdict())
         shadowed = shadow.start(path, scorer.model, self.metrics, share=settings.shadow_share)
         if shadowed is not None:
             stack.callback(shadowed.close)
         return pipeline, shadowed
+
+    def _candidate(self, lists: Screening) -> Candidate | None:
+        """Return the candidate of the settings, fixed from here on."""
+        settings = self._settings
+        if not settings.candidate_model:
+            return None
+        scorer = Scorer.load(registry.model_path(settings.candidate_model, settings.registry_dir))
+        check.warm(settings, scorer, lists)
+        self.metrics.set_model("candidate", **scorer.model._asdict())
+        judge = Judge.of(scorer, policy(scorer.thresholds, lists))
+        return Candidate(judge, is_written=settings.candidate_topic is not None)
 
     def _take_place(self, stack: ExitStack) -> Client | None:
         """Return a client that holds every partition, or None when stopped before."""
@@ -203,6 +224,22 @@ class Service:
             shadow=shadowed,
         )
 
+    def _follow(self, stack: ExitStack, pipeline: Pipeline, loop: Loop) -> None:
+        """Follow the registry's champion, unless the settings name a model."""
+        if self._settings.model:
+            return
+        digest = pipeline.judge.scorer.model.digest
+        follower = Follower(self._settings, pipeline.accounts.screening, self.metrics, digest=digest, adopter=loop)
+        watcher = Watcher(follower, poll_seconds=self._settings.model_poll_seconds)
+        self._watcher = watcher
+
+        def close() -> None:
+            watcher.close()
+            if loop.shadow is not None:
+                loop.shadow.close()
+
+        stack.callback(close)
+
     def _serve_metrics(self, stack: ExitStack, accounts: Accounts) -> None:
         settings = self._settings
         self.metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
@@ -267,13 +304,18 @@ def _share_interpreter() -> None:
 
 @contextmanager
 def _on_signal(service: Service) -> Iterator[None]:
-    """Have SIGTERM and SIGINT stop the service while the block runs; a second one changes nothing."""
+    """Have SIGTERM and SIGINT stop the service and SIGHUP look for a promoted model while the block runs."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         log.info("stopping signal=%s", signal.Signals(number).name)
         service.stop()
 
+    def reload(_number: int, _frame: FrameType | None) -> None:
+        log.info("looking for another champion signal=SIGHUP")
+        service.reload()
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ _MASK = "***"
 
 # Kafka's own rule for topic names; a name outside it fails at the broker with a far less clear error.
 Topic = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}\Z", extra={"range": "1 to 249 of A-Z a-z 0-9 . _ -"})]
+OptionalTopic = Annotated[Topic | None, Meta(extra={"range": "1 to 249 of A-Z a-z 0-9 . _ -"})]
 _NAME = Meta(min_length=1, max_length=249, extra={"range": "1 to 249 characters"})
 File = Annotated[Annotated[str, Meta(min_length=1)] | None, Meta(extra={"range": "a path"})]
 _HOST = Meta(min_length=1, extra={"range": "a host name or an IP address"})
@@ -129,6 +130,18 @@ class Settings(Struct, frozen=True, kw_only=True):
             description="Model to serve, a registry's NAME/VERSION or a path; empty means the registry's champion.",
         ),
     ] = ""
+    model_poll_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="How often to look for another champion, where `model` is empty.")
+    ] = 5.0
+    candidate_model: Annotated[
+        str,
+        Meta(
+            description="Model to score beside the served one, a registry's NAME/VERSION or a path; empty means none."
+        ),
+    ] = ""
+    candidate_topic: Annotated[
+        OptionalTopic, Meta(description="Topic to write the candidate's scores to; none means metrics only.")
+    ] = None
     screening_lists: Annotated[
         tuple[Path, ...],
         Meta(
@@ -149,6 +162,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     broker_retry_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="Longest outage of Kafka that is retried before the process exits.")
     ] = 60.0
+
+    def topics(self) -> list[str]:
+        """Return every topic in use, the one that is read first."""
+        topics = [self.transactions_topic, self.scores_topic, self.alerts_topic, self.dlq_topic]
+        return topics if self.candidate_topic is None else [*topics, self.candidate_topic]
 
     def effective(self) -> dict[str, object]:
         """Return every setting in plain JSON types for the echo at start, secrets masked."""
@@ -211,11 +229,13 @@ def _checked(values: dict[str, object]) -> Settings:
         values["sasl_password"] = _read_secret(str(password_file))
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
     _check_login(settings)
-    topics = [settings.transactions_topic, settings.scores_topic, settings.alerts_topic, settings.dlq_topic]
+    topics = settings.topics()
     for topic in topics:
         # Scores written to the topic they are read from would be rejected and rewritten for ever.
         if topics.count(topic) > 1:
-            raise UsageError(f"topic {topic!r} is set twice; transactions, scores, alerts and dlq need a topic each")
+            raise UsageError(f"topic {topic!r} is set twice; each kind of record needs a topic of its own")
+    if settings.candidate_topic is not None and not settings.candidate_model:
+        raise UsageError(f"candidate_topic is {settings.candidate_topic!r}, but no candidate_model would write to it")
     return settings
 
 

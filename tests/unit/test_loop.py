@@ -12,12 +12,13 @@ from service import simulator
 from service.codec import Decoder
 from service.loop import WAIT_SECONDS, Loop
 from service.metrics import Metrics
-from service.pipeline import Pipeline
-from service.policy import policy
+from service.pipeline import Candidate, Judge, Pipeline
+from service.policy import DECISIONS, policy
 from service.settings import Settings
 from tests.fakes import FakeKafka
 
 VALUES = simulator.messages(3, 60)
+TOPICS = ("scores", "scores.candidate")
 
 
 def make_pipeline(model: Path) -> Pipeline:
@@ -216,3 +217,32 @@ def test_rejection_keeps_bytes_and_says_where_from(small_model: Path) -> None:
     counts = {outcome: counter._value.get() for outcome, counter in loop._metrics.transactions_total.items()}
     assert counts == {"scored": 1, "rejected": 1, "skipped": 1}
     assert kafka.group_offsets == {0: 3}
+
+
+def test_candidate_is_counted_and_written_beside_the_scores(small_model: Path, tmp_path: Path) -> None:
+    """Its scores share the transaction of the scores; each pair of decisions is counted once it is committed."""
+    from tests.boosters import trained, write_model
+
+    write_model(tmp_path / "model.falconet", trained(seed=2), version="2")
+    other = Scorer.load(tmp_path / "model.falconet")
+    kafka = FakeKafka(VALUES)
+    kafka.faults["commit"] = [OutageError("away")]
+    loop = make_loop(kafka, small_model, candidate_model="any", candidate_topic="scores.candidate")
+    loop._pipeline.candidate = Candidate(Judge.of(other, policy({"review": 0.02, "block": 0.1}, None)), is_written=True)
+
+    loop.run()
+
+    champion, candidate = ([value for topic, _, value, _ in kafka.written if topic == name] for name in TOPICS)
+    pairs = [
+        (msgspec.json.decode(one)["decision"], msgspec.json.decode(other)["decision"])
+        for one, other in zip(champion, candidate, strict=True)
+    ]
+    counted = {pair: counter._value.get() for pair, counter in loop._metrics.candidate_decisions_total.items()}
+    buckets, _ = loop._metrics.candidate_score.cumulative()
+    assert len(pairs) == len(VALUES)
+    assert {msgspec.json.decode(value)["model"]["version"] for value in candidate} == {"2"}
+    assert counted == {(one, other): pairs.count((one, other)) for one in DECISIONS for other in DECISIONS}
+    assert len({pair for pair in pairs if pair[0] != pair[1]}) > 0
+    assert buckets[-1][1] == len(VALUES)
+    assert len(kafka.transactions) == 3
+    assert sum(topic == "alerts" for topic, *_ in kafka.written) == sum(pair[0] != "allow" for pair in pairs)

@@ -152,7 +152,11 @@ def test_closed_label_sets_are_there_from_the_start():
     for reason in get_args(Reason):
         assert shown["dlq_total", ("reason", reason)] == 0
     assert {key[1][1] for key in shown if key[0] == "decisions_total"} == {"allow", "block"}
-    assert {key[1][1] for key in shown if key[0] == "inference_seconds_sum"} == {"student", "teacher"}
+    assert {key[1][1] for key in shown if key[0] == "inference_seconds_sum"} == {"student", "teacher", "candidate"}
+    for outcome in get_args(module.Reload):
+        assert shown["model_reloads_total", ("outcome", outcome)] == 0
+    pairs = {tuple(value for _, value in key[1:]) for key in shown if key[0] == "candidate_decisions_total"}
+    assert pairs == {(one, other) for one in ("allow", "block") for other in ("allow", "block")}
 
 
 def test_unknown_label_is_an_error():

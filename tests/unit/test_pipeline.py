@@ -11,7 +11,7 @@ from features.transaction import pack, records
 from models.scorer import Scorer
 from service import simulator
 from service.codec import Decoder, decode_score
-from service.pipeline import Message, Outputs, Pipeline
+from service.pipeline import Candidate, Judge, Message, Outputs, Pipeline
 from service.policy import policy
 from tests.boosters import trained, write_model
 
@@ -166,3 +166,34 @@ def test_the_pipeline_and_packed_records_give_the_same_scores(scorer):
 
     assert np.array_equal(by_messages.probabilities, by_records.probabilities)
     assert np.array_equal(by_messages.rows, by_records.rows, equal_nan=True)
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_candidate_judges_the_same_rows_and_decides_nothing(scorer, tmp_path, is_written):
+    """What leaves is as without it; its own verdicts and, if wanted, scores are those it would make alone."""
+    write_model(tmp_path / "model.falconet", trained(seed=2), version="2")
+    other = Scorer.load(tmp_path / "model.falconet")
+    thresholds = {"review": 0.02, "block": 0.1}
+    decides, beside, alone = (pipeline(each, **thresholds) for each in (scorer, scorer, other))
+    beside.candidate = Candidate(Judge.of(other, policy(thresholds, None)), is_written=is_written)
+    batch = messages(200)
+
+    plain, both, expected = (each.process(batch, now_ms=7) for each in (decides, beside, alone))
+
+    assert plain.candidate is None
+    assert both.candidate is not None
+    assert (both.scores, both.alerts) == (plain.scores, plain.alerts)
+    np.testing.assert_array_equal(both.candidate.verdicts.probabilities, expected.verdicts.probabilities)
+    np.testing.assert_array_equal(both.candidate.verdicts.decisions, expected.verdicts.decisions)
+    assert both.candidate.scores == (expected.scores if is_written else [])
+
+
+def test_the_candidate_has_a_stage_of_its_own(scorer):
+    """Its time is not counted as the served model's."""
+    one = pipeline(scorer)
+    stages = []
+    one.process(messages(3), now_ms=7, tick=lambda stage, *_: stages.append(stage))
+    one.candidate = Candidate(one.judge, is_written=False)
+    one.process(messages(3), now_ms=7, tick=lambda stage, *_: stages.append(stage))
+
+    assert stages == ["decode", "features", "score", "encode", "decode", "features", "score", "candidate", "encode"]

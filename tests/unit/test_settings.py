@@ -212,6 +212,17 @@ def test_settings_that_contradict_each_other_are_refused():
     assert "does not log in" in refusal(overrides={"sasl_username": "falconet"})
     assert "go together" in refusal(overrides={"ssl_certfile": "cert.pem"})
     assert "topic 'scores' is set twice" in refusal(overrides={"alerts_topic": "scores"})
+    candidate = {"candidate_model": "falconet/2", "candidate_topic": "alerts"}
+    assert "topic 'alerts' is set twice" in refusal(overrides=candidate)
+
+
+def test_candidate_topic_needs_a_candidate():
+    """A topic that nothing would be written to is a mistake; with a candidate it is one more topic in use."""
+    assert "no candidate_model" in refusal(overrides={"candidate_topic": "scores.candidate"})
+
+    used = load(overrides={"candidate_topic": "scores.candidate", "candidate_model": "falconet/2"}, environment={})
+
+    assert used.topics() == ["transactions", "scores", "alerts", "transactions.dlq", "scores.candidate"]
 
 
 def test_effective_values_are_plain_json():
