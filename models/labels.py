@@ -137,7 +137,8 @@ class Finder:
 
     def __init__(self, labels: Labels) -> None:
         self._key = labels.key
-        # A search among the sorted keys costs 2 µs an address; the sieve lets nearly all others go at 5 ns.
+        self._first = np.ascontiguousarray(labels.key["a"])
+        # A search among the sorted words costs 0.2 µs an address; the sieve lets nearly all others go at 5 ns.
         self._sieve = np.zeros(1 << SIEVE_BITS, dtype=np.bool_)
         self._sieve[_sifted(labels.key["a"])] = True
 
@@ -145,10 +146,17 @@ class Finder:
         """Return each address's place in the labels, -1 where it has none; `words` has shape (n, 3)."""
         place = np.full(len(words), -1)
         candidates = np.flatnonzero(self._sieve[_sifted(words[:, 0])])
-        if len(candidates):
-            key = keys(words[candidates])
-            nearest = np.minimum(np.searchsorted(self._key, key), len(self._key) - 1)
-            place[candidates] = np.where(self._key[nearest] == key, nearest, -1)
+        if not len(candidates):
+            return place
+        first = words[candidates, 0]
+        nearest = np.minimum(np.searchsorted(self._first, first), len(self._key) - 1)
+        alike = self._first[nearest] == first
+        candidates, nearest = candidates[alike], nearest[alike]
+        key = keys(words[candidates])
+        # Whole keys are compared ten times as slowly, so only where two labels begin with the same eight bytes.
+        other = np.flatnonzero(self._key[nearest] != key)
+        nearest[other] = np.minimum(np.searchsorted(self._key, key[other]), len(self._key) - 1)
+        place[candidates] = np.where(self._key[nearest] == key, nearest, -1)
         return place
 
 

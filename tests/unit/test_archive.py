@@ -14,6 +14,7 @@ from features import archive, backfill
 from features.errors import InputError, UsageError
 from models import dataset, labels, spool
 from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Cuts, Records, Source
+from models.labels import Labels
 from tests.archives import append_label, write_archive, write_labels
 from tests.datafolder import END, START, address, write_folder
 
@@ -270,6 +271,26 @@ def test_list_is_read_as_it_may_be_written(tmp_path: Path) -> None:
 
     [label] = labels.read_list(path)
     assert label[:4] == (address(1), True, VALIDATION_START, "")
+
+
+@seed(2)
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=20),
+    st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=20),
+)
+def test_addresses_that_begin_alike_are_told_apart(known: list[tuple[int, ...]], asked: list[tuple[int, ...]]) -> None:
+    """Among labels that share words, each address finds its own label or none, as a dictionary would."""
+
+    def words(parts: list[tuple[int, ...]]) -> np.ndarray:
+        return np.array(parts, dtype=np.uint64).reshape(-1, 3)
+
+    key = np.unique(labels.keys(words(known)))
+    listed = Labels(key, np.zeros(len(key), np.bool_), np.zeros(len(key), np.str_), 0)
+    expected = {bytes(one): place for place, one in enumerate(key)}
+
+    found = labels.Finder(listed).find(words(asked))
+    assert found.tolist() == [expected.get(bytes(one), -1) for one in labels.keys(words(asked))]
 
 
 @pytest.mark.parametrize("text", ["", "address,label\n0x,1\n"])
