@@ -132,7 +132,8 @@ def test_sets(sample: Sample, cuts: Cuts = CUTS) -> dict[str, NDArray[np.bool_]]
     """Return the protocol's test sets, in its order."""
     test = (sample.account != BACKGROUND) & (sample.time >= cuts.test_start)
     phishing = sample.is_phishing
-    new = test & sample.is_new & (phishing | (sample.source == "B"))
+    # B's normal accounts are of the time of the phishing ones, A's are not; where no source is named, all count.
+    new = test & sample.is_new & (phishing | (sample.source != "A"))
     return {
         "all": test,
         "against A's normals": test & (phishing | (sample.source == "A")),

@@ -17,9 +17,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from features.errors import InputError
+from features.errors import InputError, UsageError
 from models import breakdown, calibration, dataset, evaluate, registry, tables
-from models.dataset import CUTS, Cuts, Sample, Source
+from models.dataset import BACKGROUND, CUTS, Cuts, Sample, Source
 from models.dataset import Report as Progress
 from models.energy import Energy, Meter
 from models.labels import Labels
@@ -28,6 +28,9 @@ from models.scorer import Scorer
 LIBRARIES = ("lightgbm", "numba", "numpy", "pyarrow")
 
 MILLION = 1_000_000
+PROTOCOL = ("2018-10-01", "2019-10-08")
+"""First and last day of the test period of the data folder's protocol."""
+
 METERED_S = 0.3
 """Processor seconds a model is metered for: a thousand times the clock's step of 0.1 ms."""
 
@@ -73,6 +76,11 @@ class Report(Struct, frozen=True):
     """The served model, then its large one."""
     retentions: list[evaluate.Retention] = []
     """The first model's figures over the second's."""
+    start: str = PROTOCOL[0]
+    """First day of the judged period, and below its last one with a labelled row."""
+    end: str = PROTOCOL[1]
+    learnt_until: str = "2018-07-01"
+    """Day from which on a model of these dates has learnt nothing."""
     training: Energy | None = None
     """What making both models took, from the data to this report; None where only an evaluation was asked for."""
 
@@ -159,7 +167,24 @@ def judge(
     progress("evaluation", len(parts), len(parts))
     retentions = evaluate.retained(sample, *scores, seed=seed, n_replicates=n_replicates, cuts=cuts)
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(made_at, machine(), commit(), data, seed, n_replicates, libraries(), judgements, retentions)
+    return Report(
+        made_at,
+        machine(),
+        commit(),
+        data,
+        seed,
+        n_replicates,
+        libraries(),
+        judgements,
+        retentions,
+        _day(cuts.test_start),
+        _day(int(sample.time[sample.account != BACKGROUND].max())),
+        _day(cuts.validation_start),
+    )
+
+
+def _day(time: int) -> str:
+    return datetime.fromtimestamp(time, UTC).date().isoformat()
 
 
 def _metered(score: Callable[[], NDArray[np.float64]], n_rows: int) -> tuple[NDArray[np.float64], Energy]:
@@ -173,7 +198,14 @@ def _metered(score: Callable[[], NDArray[np.float64]], n_rows: int) -> tuple[NDA
 
 
 def evaluate_folder(
-    folder: Path, data: Path | Source, *, seed: int = 1, n_replicates: int = evaluate.N_REPLICATES, progress: Progress
+    folder: Path,
+    data: Path | Source,
+    *,
+    seed: int = 1,
+    n_replicates: int = evaluate.N_REPLICATES,
+    progress: Progress,
+    start: int | None = None,
+    until: int | None = None,
 ) -> Report:
     """Evaluate the models of a folder on a data folder or an archive, each row at its own time.
 
@@ -183,16 +215,26 @@ def evaluate_folder(
         seed: Of the bootstrap.
         n_replicates: Resamplings for the intervals.
         progress: Told of the progress.
+        start: First second of the period to judge by, None for the start of the test period.
+        until: First second after it, None for the end of the data.
 
     Raises:
-        InputError: The data or a model cannot be read.
+        InputError: The data or a model cannot be read, or the period holds nothing to judge by.
+        UsageError: The period ends before it starts.
     """
+    start = (data.cuts if isinstance(data, Source) else CUTS).test_start if start is None else start
+    if until is not None and until <= start:
+        raise UsageError(f"the period to judge by ends on {_day(until)} and starts on {_day(start)}")
     records = dataset.read(data, report=progress)
+    learnt_until = records.cuts.validation_start
+    # Rows from the validation period on show calibration and background; they are part of the period if it is earlier.
+    cuts = Cuts(min(learnt_until, start), start)
     sample = dataset.sample(records)
-    sample = sample.take(sample.time >= records.cuts.validation_start)
-    check(sample, str(data.folder if isinstance(data, Source) else data), records.cuts)
+    sample = sample.take((sample.time >= cuts.validation_start) & (sample.time < (until or np.iinfo(np.int64).max)))
+    place = str(data.folder if isinstance(data, Source) else data)
+    check(sample, place, cuts, is_protocol=cuts == CUTS and until is None)
     rows = dataset.matrix(records, sample.position, report=progress)
-    return judge(
+    result = judge(
         folder,
         sample,
         rows,
@@ -201,20 +243,26 @@ def evaluate_folder(
         n_replicates=n_replicates,
         progress=progress,
         labels=records.labels,
-        cuts=records.cuts,
+        cuts=cuts,
     )
+    return msgspec.structs.replace(result, learnt_until=_day(learnt_until))
 
 
-def check(sample: Sample, place: str, cuts: Cuts = CUTS) -> None:
+def check(sample: Sample, place: str, cuts: Cuts = CUTS, *, is_protocol: bool = True) -> None:
     """Make sure that there is something to judge by.
 
+    Args:
+        sample: Rows of the test period, among others.
+        place: Where they come from, for errors.
+        cuts: Where the periods start.
+        is_protocol: Every test set must be there whose source is named; otherwise phishing and normal rows will do.
+
     Raises:
-        InputError: The test period lacks phishing or normal rows, or, where labels name the sources A and B, a test set
-            is empty.
+        InputError: The test period lacks phishing or normal rows, or a test set does that must be there.
     """
-    start = datetime.fromtimestamp(cuts.test_start, UTC).strftime("%Y-%m-%d")
+    start = _day(cuts.test_start)
     sets, judged = evaluate.test_sets(sample, cuts), evaluate.judged_sets(sample, cuts)
-    wanted = set(sets) if set(np.unique(sample.source)) & {"A", "B"} else {"all"}
+    wanted = set(sets) if is_protocol and set(np.unique(sample.source)) & {"A", "B"} else {"all"}
     lacking = [name for name in sets if name in wanted - set(judged)]
     if lacking:
         raise InputError(
@@ -267,14 +315,40 @@ def write(folder: Path, report: Report) -> None:
     (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
 
 
+def _period(report: Report) -> list[str]:
+    """Say by which rows is judged, and what that means."""
+    is_protocol = (report.start, report.end) == PROTOCOL
+    lines = [
+        f"Labelled rows of {'the test period, ' if is_protocol else ''}{report.start} to {report.end}, "
+        "each scored at its own time from earlier",
+        "transactions only; at most the first 50 of an account.",
+    ]
+    if not is_protocol:
+        lines.append(
+            f"This is not the protocol's test period, {PROTOCOL[0]} to {PROTOCOL[1]}: no published figure compares."
+        )
+    if report.start < report.learnt_until:
+        lines.append(
+            f"Models may have learnt from rows before {report.learnt_until}: figures that hold such rows flatter."
+        )
+    judged = {ranking.test_set for model in report.models for ranking in model.rankings}
+    lacking = [name for name in tables.REFERENCE_RANKINGS if name not in judged]
+    if lacking:
+        lines.append(f"Left out, as the period has no phishing or no normal rows of them: {', '.join(lacking)}.")
+    if not any(model.operations for model in report.models):
+        lines.append("Left out, as the period has no rows of new phishing accounts: what recall costs in false alerts.")
+    elif any(row.false_positives_a is None or row.false_positives_b is None for row in report.models[0].operations):
+        lines.append("A dash stands for false positives of a source, A or B, of which the period has no normal rows.")
+    return lines
+
+
 def markdown(report: Report) -> str:
     """Return the report as a page."""
     lines = [
         "# Evaluation",
         "",
         "Written by `falconet evaluate`, not by hand.",
-        "Labelled rows of the test period, 2018-10-01 to 2019-10-08, each scored at its own time from earlier",
-        "transactions only; at most the first 50 of an account.",
+        *_period(report),
         f"In brackets: 95 % intervals from {report.n_replicates:,} resamplings of accounts; of blocks for background.",
         "The reference is the plain model that the data's protocol states.",
         "The share of phishing here comes from how the data was collected; in traffic it is near 1 in 1,000 or below.",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features import schema
 from features.errors import InputError, UsageError
 from models import compact, dataset, evaluate, registry, report
-from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Records, Report, Sample
+from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Records, Report, Sample, Source
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -81,7 +81,7 @@ class Learnt(NamedTuple):
 
 
 def train(
-    data: Path,
+    data: Path | Source,
     output: Path,
     *,
     seed: int = 1,
@@ -95,7 +95,7 @@ def train(
     Training twice with one seed, at one commit, gives the same model file.
 
     Args:
-        data: Folder with the files of `models.dataset`.
+        data: Folder with the files of `models.dataset`, or an archive with its labels and dates.
         output: Folder to write to, made if need be; its name becomes the version.
         seed: Of everything drawn.
         n_replicates: Resamplings for the report's intervals.
@@ -113,7 +113,7 @@ def train(
         raise UsageError(f"{output}: cannot be made a folder: {error.strerror}") from error
     records = dataset.read(data)
     sample = dataset.sample(records)
-    _check(sample, data)
+    _check(sample, data.folder if isinstance(data, Source) else data)
     rows = dataset.matrix(records, sample.position, report=progress)
     parts = learning_parts(records, sample, rows, seed=seed, report=progress)
     served = _learn(served_settings, parts, sample, rows, seed=seed, say=lambda n, of: progress("served model", n, of))

@@ -6,7 +6,7 @@ A command imports what it needs when it runs, so that `--help` and a wrong optio
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,9 @@ from features.errors import FalconetError, UsageError
 from service import model as model_commands
 from service import settings
 from service.settings import DATA_VARIABLE, Settings
+
+if TYPE_CHECKING:
+    from models.dataset import Source
 
 FAILED, WRONG_USAGE = 1, 2
 
@@ -172,10 +175,54 @@ def bench(
 Data = Annotated[
     Path,
     typer.Option(
-        "--data", metavar="DIR", envvar=DATA_VARIABLE, help="Folder of labelled transactions and accounts.csv."
+        "--data", metavar="DIR", envvar=DATA_VARIABLE, help="Labelled transactions with accounts.csv, or an archive."
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything drawn.")]
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="FILE", help="For an archive: CSV of address,label,known_from[,source]."),
+]
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of", metavar="DATE", help="For an archive: what was known or happened later does not count; else its end."
+    ),
+]
+ValidationStart = Annotated[
+    str, typer.Option("--validation-start", metavar="DATE", help="Models learn from rows before it, in UTC.")
+]
+TestStart = Annotated[
+    str, typer.Option("--test-start", metavar="DATE", help="Models are tuned on rows before it and judged from it on.")
+]
+AccountsMax = Annotated[
+    int,
+    typer.Option(
+        "--accounts-max", min=64, max=100_000_000, help="Accounts in memory, 460 bytes each with their pairs."
+    ),
+]
+# What the data folder's protocol says; models.dataset holds the same and takes too long to import for --help.
+VALIDATION_START, TEST_START, ACCOUNTS_MAX = "2018-07-01", "2018-10-01", 10_000_000
+
+
+def _time(text: str | None, option: str) -> int | None:
+    """Return a date as Unix seconds."""
+    from models.labels import unix_time
+
+    try:
+        return None if text is None else unix_time(text)
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}; allowed: an ISO date or Unix seconds, 2009 to 2099") from error
+
+
+def _source(  # the options of one command, in its order
+    data: Path, labels: Path | None, as_of: str | None, validation_start: str, test_start: str, accounts_max: int
+) -> "Source":
+    from models.dataset import Cuts, Source
+
+    starts = (_time(validation_start, "--validation-start"), _time(test_start, "--test-start"))
+    cuts = Cuts(*(start for start in starts if start is not None))
+    return Source(data, labels, _time(as_of, "--as-of"), cuts, accounts_max)
 
 
 @app.command()
@@ -184,14 +231,20 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Folder of the model; its name is the version.")
     ],
+    labels: Labels = None,
+    as_of: AsOf = None,
+    validation_start: ValidationStart = VALIDATION_START,
+    test_start: TestStart = TEST_START,
+    accounts_max: AccountsMax = ACCOUNTS_MAX,
     seed: Seed = 1,
 ) -> None:
     """Train the served model and the large one beside it, and write both with their evaluation."""
+    source = _source(data, labels, as_of, validation_start, test_start, accounts_max)
     from models import train
     from models.progress import progress
 
     with progress() as report:
-        train.train(data, output, seed=seed, progress=report)
+        train.train(source, output, seed=seed, progress=report)
     typer.echo(f"wrote the model and its evaluation to {output}")
 
 
@@ -202,17 +255,80 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the packaged champion.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DATE", help="Start of the period to judge by, else --test-start.")
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="DATE", help="First day after the period, else the end of the data."),
+    ] = None,
+    labels: Labels = None,
+    as_of: AsOf = None,
+    validation_start: ValidationStart = VALIDATION_START,
+    test_start: TestStart = TEST_START,
+    accounts_max: AccountsMax = ACCOUNTS_MAX,
     seed: Seed = 1,
 ) -> None:
-    """Judge a model and its large one by the data's protocol, with intervals."""
+    """Judge a model and its large one by the data's protocol, with intervals, or by any period of any data."""
+    source = _source(data, labels, as_of, validation_start, test_start, accounts_max)
+    first, end = _time(start, "--from"), _time(until, "--until")
     from models import registry, report
     from models.progress import progress
 
     registry.refuse_sealed(output)
     with progress() as tell:
-        result = report.evaluate_folder(model or registry.champion(), data, seed=seed, progress=tell)
+        result = report.evaluate_folder(
+            model or registry.champion(), source, seed=seed, progress=tell, start=first, until=end
+        )
     report.write(output, result)
     typer.echo(f"wrote evaluation.md and evaluation.json to {output}")
+
+
+@app.command()
+def card(
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the packaged champion.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for model-card.md, .json and figures/.")
+    ] = Path("docs"),
+    measurements: Annotated[
+        Path | None,
+        typer.Option("--measurements", metavar="DIR", help="Folder of frontier, comparison and search; else --output."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Name what is missing in the card instead of failing.")
+    ] = False,
+) -> None:
+    """Write a model's card from what was measured: quality, size, speed, failures, energy, with figures."""
+    from models import card, registry
+
+    found = card.gather(
+        model or registry.champion(), measurements or output, allow_missing=allow_missing, has_figures=True
+    )
+    card.write(found, output)
+    typer.echo(f"wrote {card.PAGE}, {card.FILE} and {card.FIGURES}/ to {output}")
+
+
+@app.command()
+def drift(
+    input: Annotated[str, typer.Option("--input", metavar="FILE", help="Parquet or JSON lines; - reads a pipe.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the one of the settings.")
+    ] = None,
+    form: Annotated[Form | None, typer.Option("--format", help="Of the input, if its ending does not tell.")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Go on from the past an earlier replay saved here.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the report as JSON.")] = None,
+    config: Config = None,
+) -> None:
+    """Tell how far traffic has moved from what the model was calibrated on, by feature and for the score."""
+    effective = _settings(config, None)
+    from service import drift
+
+    for line in drift.command(effective, source=input, model=model, form=form, state=state, output=output):
+        typer.echo(line)
 
 
 @app.command()
