@@ -16,6 +16,7 @@ from msgspec import Struct
 from features import schema
 from features.errors import ArtifactError
 from models.evaluate import Estimate
+from models.report import PROTOCOL
 from models.scorer import Scorer
 
 EVALUATION_FILE = "evaluation.json"
@@ -53,9 +54,10 @@ class Operating(Struct, frozen=True):
     """What one share of caught new phishing costs in false alerts."""
 
     recall: float
-    false_positives_a: Estimate
-    false_positives_b: Estimate
-    background: Estimate
+    false_positives_a: Estimate | None
+    """None, here and below, where there are no such rows."""
+    false_positives_b: Estimate | None
+    background: Estimate | None
 
 
 class Judged(Struct, frozen=True):
@@ -75,6 +77,9 @@ class Judgement(Struct, frozen=True):
     seed: int
     n_replicates: int
     models: list[Judged]
+    start: str = PROTOCOL[0]
+    """First day of the judged period."""
+    end: str = PROTOCOL[1]
 
 
 class Evaluated(NamedTuple):
@@ -82,6 +87,7 @@ class Evaluated(NamedTuple):
 
     judged: Judged
     data: str
+    period: tuple[str, str]
     seed: int
     n_replicates: int
 
@@ -127,7 +133,8 @@ def of_model(judgement: Judgement, digest: str) -> Evaluated | None:
     """Return what an evaluation says of a model, None when it judges others."""
     for judged in judgement.models:
         if judged.digest == digest:
-            return Evaluated(judged, judgement.data, judgement.seed, judgement.n_replicates)
+            period = (judgement.start, judgement.end)
+            return Evaluated(judged, judgement.data, period, judgement.seed, judgement.n_replicates)
     return None
 
 
@@ -141,9 +148,12 @@ def figures(judged: Judged) -> dict[str, Figure]:
         found[f"recall at 0.1 % FPR, {row.test_set}"] = Figure(row.recall_at_01_percent, True)
     for operation in judged.operations:
         at = f"at {operation.recall:.0%} recall on new phishing"
-        found[f"false positives among A's normals {at}"] = Figure(operation.false_positives_a, False)
-        found[f"false positives among B's normals {at}"] = Figure(operation.false_positives_b, False)
-        found[f"alerts on background {at}"] = Figure(operation.background, False)
+        rates = {
+            "false positives among A's normals": operation.false_positives_a,
+            "false positives among B's normals": operation.false_positives_b,
+            "alerts on background": operation.background,
+        }
+        found |= {f"{name} {at}": Figure(rate, False) for name, rate in rates.items() if rate is not None}
     return found
 
 
@@ -151,6 +161,7 @@ def quality(candidate: Evaluated, champion: Evaluated) -> list[str]:
     """Return why a candidate counts as worse than the champion, nothing when it does not."""
     conditions = {
         "the data": (candidate.data, champion.data),
+        "the period": (candidate.period, champion.period),
         "the bootstrap's seed": (candidate.seed, champion.seed),
         "the number of resamplings": (candidate.n_replicates, champion.n_replicates),
         "the rows of the test sets": (_n_rows(candidate), _n_rows(champion)),

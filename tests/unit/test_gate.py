@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from features.errors import ArtifactError
@@ -56,7 +57,13 @@ def test_missing_figure_is_a_reason() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"data": "e" * 64}, "the data"), ({"seed": 2}, "the bootstrap's seed"), ({"n_replicates": 50}, "resamplings")],
+    [
+        ({"data": "e" * 64}, "the data"),
+        ({"start": "2019-01-01"}, "the period"),
+        ({"end": "2019-01-01"}, "the period"),
+        ({"seed": 2}, "the bootstrap's seed"),
+        ({"n_replicates": 50}, "resamplings"),
+    ],
 )
 def test_figures_of_other_conditions_are_not_compared(changes: dict[str, object], named: str) -> None:
     """Other data or another bootstrap: the one reason says to evaluate again, however good the figures."""
@@ -65,6 +72,17 @@ def test_figures_of_other_conditions_are_not_compared(changes: dict[str, object]
     assert len(reasons) == 1
     assert named in reasons[0]
     assert "falconet evaluate" in reasons[0]
+
+
+def test_rows_that_a_data_set_lacks_are_not_compared() -> None:
+    """An archive without background gives no rate there; where only the candidate lacks it, that is a reason."""
+    without = gate.Judged(
+        "drawn", "2", "b" * 64, CHAMPION.rankings, [msgspec.structs.replace(CHAMPION.operations[0], background=None)]
+    )
+
+    assert gate.quality(evaluated(CHAMPION), evaluated(without)) == []
+    [reason] = gate.quality(evaluated(without), evaluated(CHAMPION))
+    assert "alerts on background" in reason
 
 
 def test_other_test_rows_are_not_compared() -> None:
