@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from features import schema, transaction
 from models import evaluate, report
-from service import bench, cli, messages, metrics, settings
+from service import archiver, bench, cli, messages, metrics, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
@@ -94,6 +94,11 @@ def record_table(record: type[msgspec.Struct]) -> str:
     return table(("Field", "Type", "Meaning"), rows)
 
 
+def archive_table() -> str:
+    """Return the columns of an exported archive."""
+    return table(("Column", "Type", "Meaning"), [(f"`{n}`", str(kind), text) for n, kind, text in archiver.COLUMNS])
+
+
 def figures_table() -> str:
     """Return the numbers of the last `make bench` with their machine, commit and date."""
     if not FIGURES.exists():
@@ -146,6 +151,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "settings": settings.markdown_table,
     "metrics": metrics_table,
+    "archive": archive_table,
     "figures": figures_table,
     "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),

@@ -39,33 +39,35 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 _PART = re.compile(r"part-([0-9]+)-([0-9]+)\.parquet").fullmatch
 
-SCHEMA = pa.schema([
-    ("type", pa.string()),
-    ("hash", pa.string()),
-    ("log_index", pa.uint64()),
-    ("chain_id", pa.uint64()),
-    ("block_number", pa.uint64()),
-    ("block_hash", pa.string()),
-    ("block_timestamp", pa.int64()),
-    ("transaction_index", pa.uint64()),
-    ("nonce", pa.uint64()),
-    ("from_address", pa.string()),
-    ("to_address", pa.string()),
-    ("value", pa.string()),
-    ("gas", pa.uint64()),
-    ("gas_price", pa.string()),
-    ("receipt_status", pa.int8()),
-    ("receipt_gas_used", pa.uint64()),
-    ("receipt_contract_address", pa.string()),
-    ("method_id", pa.string()),
-    ("input_bytes", pa.int64()),
-    ("token_address", pa.string()),
-    ("source_topic", pa.string()),
-    ("source_partition", pa.int32()),
-    ("source_offset", pa.int64()),
-    ("source_timestamp_ms", pa.int64()),
-])  # fmt: skip
-"""ethereum-etl's names; wei are decimal digits, because 64 bits do not hold them."""
+COLUMNS = (
+    ("type", pa.string(), "`transaction` or `token_transfer`."),
+    ("hash", pa.string(), "Of the transaction, for a token transfer too."),
+    ("log_index", pa.uint64(), "Of a token transfer in its block."),
+    ("chain_id", pa.uint64(), "The message's, else the setting's."),
+    ("block_number", pa.uint64(), ""),
+    ("block_hash", pa.string(), ""),
+    ("block_timestamp", pa.int64(), "Unix seconds; names the folder."),
+    ("transaction_index", pa.uint64(), ""),
+    ("nonce", pa.uint64(), ""),
+    ("from_address", pa.string(), ""),
+    ("to_address", pa.string(), "Null: the transaction creates a contract."),
+    ("value", pa.string(), "Decimal digits of wei, or of the token's smallest unit."),
+    ("gas", pa.uint64(), ""),
+    ("gas_price", pa.string(), "Decimal digits of wei."),
+    ("receipt_status", pa.int8(), "1 success, 0 failed."),
+    ("receipt_gas_used", pa.uint64(), ""),
+    ("receipt_contract_address", pa.string(), ""),
+    ("method_id", pa.string(), "First 4 bytes of the input; null where it is shorter."),
+    ("input_bytes", pa.int64(), "Length of the input; null where the message has none."),
+    ("token_address", pa.string(), "Of a token transfer."),
+    ("source_topic", pa.string(), ""),
+    ("source_partition", pa.int32(), ""),
+    ("source_offset", pa.int64(), ""),
+    ("source_timestamp_ms", pa.int64(), "Kafka's time of the record."),
+)
+"""Name, type and meaning in an archive, after ethereum-etl; wei are digits, because 64 bits do not hold them."""
+
+SCHEMA = pa.schema([column[:2] for column in COLUMNS])
 
 REJECTED_SCHEMA = pa.schema([
     ("source_topic", pa.string()),

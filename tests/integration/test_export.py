@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -189,6 +190,31 @@ def test_other_topics_and_missing_ones_are_refused(world: World, tmp_path: Path)
         export.export(other, folder=tmp_path / "archive", tell=silent)
     with pytest.raises(BrokerError, match="has no topic 'nowhere'"):
         export.export(world.but(transactions_topic="nowhere"), folder=tmp_path / "other", tell=silent)
+
+
+def test_command_says_what_the_archive_holds(world: World, tmp_path: Path) -> None:
+    """The command ends with 0 at the topic's end, and when it follows after SIGTERM, with what was read written."""
+    world.create(world.settings.transactions_topic)
+    publish(world, [*VALUES[:10], b"damaged"], n_partitions=1)
+    arguments = ["--bootstrap-servers", world.settings.bootstrap_servers, "--output", str(tmp_path / "archive")]
+    arguments += ["--topic", world.settings.transactions_topic]
+    command = [sys.executable, "-m", "service.cli", "export", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+    assert done.returncode == 0, done.stderr
+    topic = world.settings.transactions_topic
+    assert f"holds 10 transactions and 1 rejected messages of '{topic}'; 0 records without a value" in done.stderr
+    before = (tmp_path / "archive" / "offsets.json").stat().st_ino
+    with subprocess.Popen([*command, "--follow"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        publish(world, VALUES[10:20], n_partitions=1)
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert process.returncode == 0
+    assert first.startswith("read ")
+    assert "holds 20 transactions" in rest
+    assert (tmp_path / "archive" / "offsets.json").stat().st_ino != before
 
 
 def test_broker_that_never_answers_ends_the_export(world: World, tmp_path: Path) -> None:
