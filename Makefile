@@ -18,10 +18,10 @@ export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
 
-.PHONY: help demo test lint bench docs lock wheel tools clean
+.PHONY: help demo test lint bench bench-models docs lock wheel tools clean
 
 help: ## Show the commands.
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-6s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(WARM) ## See simulated traffic with fraud go through Kafka, features and the model.
 	@$(BIN)/falconet demo $(DEMO_ARGS)
@@ -37,6 +37,10 @@ lint: $(INSTALLED) ## Check format, lint and types.
 bench: $(WARM) tools ## Measure this machine and write docs/bench.json.
 	@$(BIN)/python -m tests.bench --output docs/bench.json $(BENCH_ARGS)
 	@$(BIN)/python -m docs.generate
+
+# LightGBM's default threads are among what is measured, so nothing may limit them.
+bench-models: $(WARM) ## Compare the small model with others on the same rows and write docs/bench-models.*.
+	@env -u OMP_NUM_THREADS $(BIN)/python -m tests.bench.bench_models --output docs/bench-models.json $(BENCH_ARGS)
 
 docs: $(INSTALLED) ## Write the generated tables in README.md and docs/.
 	@$(BIN)/python -m docs.generate
