@@ -9,6 +9,7 @@ import math
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -235,6 +236,12 @@ class Metrics:
         """Say which model plays a role; the one that played it before disappears."""
         self._model.labels(role).info({"name": name, "version": version, "digest": digest})
         self._model_bytes.labels(role).set(n_bytes)
+
+    def drop_model(self, role: Role) -> None:
+        """Say that no model plays a role any more."""
+        with suppress(KeyError):
+            self._model.remove(role)
+            self._model_bytes.remove(role)
 
     def set_lag(self, lag: Mapping[int, int]) -> None:
         """Set the lag of the partitions held; those that went to another consumer disappear."""

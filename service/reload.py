@@ -119,6 +119,7 @@ class Follower:
 
     def _hand_over(self, replacement: Replacement, started_s: float) -> None:
         ready_s = time.perf_counter()
+        has_shadow = replacement.shadow is not None
         self._adopter.replace(replacement)
         is_adopted = False
         while not is_adopted and not self.is_closed.is_set():
@@ -131,6 +132,8 @@ class Follower:
         model = replacement.scorer.model
         self._digest = model.digest
         self._metrics.set_model("student", **model._asdict())
+        if not has_shadow:
+            self._metrics.drop_model("teacher")
         self._metrics.model_reloads_total["loaded"].inc()
         log.info(
             "model reloaded name=%s version=%s digest=%s ready_in_s=%.2f",

@@ -69,6 +69,8 @@ class Shadow:
         except ArtifactError as error:
             log.error("shadow off: %s", error)
             return
+        if self._is_closed.is_set():
+            return
         # What LightGBM brought stays for good: walked by the first full collection, it stopped the loop for 0.15 s.
         gc.freeze()
         model = self._model

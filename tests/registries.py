@@ -47,7 +47,14 @@ def write_evaluation(path: Path, judgement: Judgement) -> Path:
 
 
 def add_version(
-    root: Path, version: str, *, name: str = "drawn", evaluation: Any = None, seed: int = 1, **changes: Any
+    root: Path,
+    version: str,
+    *,
+    name: str = "drawn",
+    evaluation: Any = None,
+    seed: int = 1,
+    has_teacher: bool = True,
+    **changes: Any,
 ) -> Manifest:
     """Add a sealed version of a small drawn model to a registry.
 
@@ -57,13 +64,15 @@ def add_version(
         name: Of the model.
         evaluation: Of `judged`, as a dictionary; None leaves the evaluation out.
         seed: Of what the model was drawn from.
+        has_teacher: Whether a large model lies beside it.
         changes: Of the model's header.
     """
     folder = root / name / version
     folder.mkdir(parents=True)
     booster = boosters.trained(seed=seed, n_trees=3, num_leaves=4)
     digest = boosters.write_model(folder / registry.MODEL_FILE, booster, name=name, version=version, **changes)
-    registry.write_teacher(folder, booster, slope=1.0, intercept=0.0)
+    if has_teacher:
+        registry.write_teacher(folder, booster, slope=1.0, intercept=0.0)
     if evaluation is not None:
         write_evaluation(folder / gate.EVALUATION_FILE, judgement(judged(digest, **evaluation)))
     return registry.seal(folder, PROVENANCE)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -81,15 +82,14 @@ class Following:
         self.follower.look(**options)
         return {outcome: counter._value.get() for outcome, counter in self.metrics.model_reloads_total.items()}
 
-    def in_use(self) -> str:
-        labels = {"model": "student"}
-        [sample] = [
-            sample
+    def in_use(self) -> dict[str, str]:
+        """Return the version that the page shows in each role."""
+        return {
+            sample.labels["model"]: sample.labels["version"]
             for family in self.metrics.registry.collect()
             for sample in family.samples
-            if sample.name == "falconet_model_info" and sample.labels.items() >= labels.items()
-        ]
-        return str(sample.labels["version"])
+            if sample.name == "falconet_model_info"
+        }
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_another_champion_is_handed_over_once(following: Following) -> None:
     following.name("drawn/2")
     assert following.look() == {"loaded": 1, "refused": 0}
     assert following.look(is_asked=True) == {"loaded": 1, "refused": 0}
-    assert following.in_use() == "2"
+    assert following.in_use() == {"student": "2"}
     following.name("drawn/1")
     assert following.look() == {"loaded": 2, "refused": 0}
 
@@ -185,6 +185,19 @@ def test_shadow_follows_the_model(root: Path) -> None:
         assert before is None or not before._thread.is_alive()
 
     following.adopter.shadow.close()
+
+
+def test_version_without_a_large_model_ends_the_shadow(root: Path) -> None:
+    """The page then shows none."""
+    shutil.rmtree(root / "drawn" / "2")
+    registries.add_version(root, "2", seed=2, has_teacher=False)
+    following = Following(root, shadow_share=1.0)
+    following.metrics.set_model("teacher", name="drawn", version="1", digest="0", n_bytes=1)
+    following.name("drawn/2")
+    following.look()
+
+    assert following.adopter.shadow is None
+    assert following.in_use() == {"student": "2"}
 
 
 def test_making_ready_leaves_the_interpreters_turns_as_they_were(following: Following) -> None:
