@@ -149,8 +149,8 @@ def account_kinds(sample: Sample, labels: Labels | None) -> dict[str, NDArray[np
     """Return which rows are of each kind; kinds overlap."""
     kinds = {
         "all": np.ones(len(sample.time), dtype=np.bool_),
-        "of source A": sample.source == "A",
-        "of source B": sample.source == "B",
+        "source A": sample.source == "A",
+        "source B": sample.source == "B",
         "first seen after training": sample.is_new,
         "seen before the end of training": ~sample.is_new,
         "first transaction": sample.rank == 0,
