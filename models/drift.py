@@ -193,11 +193,15 @@ def psi(shares: NDArray[np.float64], n_rows: float, counts: NDArray[np.int64]) -
 def _count(
     rows: Any, probabilities: Any, first: Any, every: Any, place: Any, feature: Any, edges: Any, ring: Any, counts: Any
 ) -> Any:
-    """Put every so many rows into their bins, the oldest of the window out of theirs; return the next place."""
+    """Put every so many rows into their bins, the oldest of the window out of theirs; return the next place.
+
+    A ring without places is no window: nothing is taken out.
+    """
     n_columns = feature.shape[0]
+    n_ring = ring.shape[0]
     for r in range(first, rows.shape[0], every):
-        at = place % ring.shape[0]
-        is_full = place >= ring.shape[0]
+        at = place % n_ring if n_ring > 0 else 0
+        is_full = place >= n_ring
         for c in range(n_columns):
             value = np.float32(probabilities[r]) if feature[c] < 0 else rows[r, feature[c]]
             # Comparisons with NaN are false: what pads the edges adds nothing.
@@ -206,9 +210,10 @@ def _count(
                 found += value > edges[c, k]
             if np.isnan(value):
                 found = UNKNOWN
-            if is_full:
-                counts[c, ring[at, c]] -= 1
-            ring[at, c] = found
+            if n_ring > 0:
+                if is_full:
+                    counts[c, ring[at, c]] -= 1
+                ring[at, c] = found
             counts[c, found] += 1
         place += 1
     return place
@@ -217,18 +222,18 @@ def _count(
 class Drift:
     """Counts sampled rows in a sliding window. One thread observes, another may ask for the figures."""
 
-    def __init__(self, compared: Reference, *, n_rows: int, every: int = SAMPLE_EVERY) -> None:
+    def __init__(self, compared: Reference, *, n_rows: int | None, every: int = SAMPLE_EVERY) -> None:
         """Make an empty window.
 
         Args:
             compared: What the traffic is compared with.
-            n_rows: Sampled rows in the window, the newest; a byte each for every feature.
+            n_rows: Sampled rows in the window, the newest; a byte each for every feature. None keeps all.
             every: One row in so many is sampled.
 
         Raises:
             UsageError: The window holds fewer rows than a figure needs.
         """
-        if n_rows < ROWS_MIN:
+        if n_rows is not None and n_rows < ROWS_MIN:
             raise UsageError(f"a drift window of {n_rows} rows, a figure needs at least {ROWS_MIN}")
         self.reference = compared
         self._every = every
@@ -241,13 +246,13 @@ class Drift:
         self._edges = np.full((len(columns), EDGES_MAX), np.nan, dtype=np.float32)
         for i, column in enumerate(columns):
             self._edges[i, : len(column.edges)] = column.edges
-        self._ring = np.zeros((n_rows, len(columns)), dtype=np.uint8)
+        self._ring = np.zeros((n_rows or 0, len(columns)), dtype=np.uint8)
         self._counts = np.zeros((len(columns), N_BINS), dtype=np.int64)
 
     @property
     def n_rows(self) -> int:
         """Rows in the window."""
-        return min(self._place, len(self._ring))
+        return min(self._place, len(self._ring)) if len(self._ring) else self._place
 
     def observe(self, rows: NDArray[np.float32], probabilities: NDArray[np.float64]) -> None:
         """Sample a batch's feature rows, shape (n, N_FEATURES), and its scores."""

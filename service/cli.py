@@ -285,6 +285,53 @@ def evaluate(
 
 
 @app.command()
+def card(
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the packaged champion.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for model-card.md, .json and figures/.")
+    ] = Path("docs"),
+    measurements: Annotated[
+        Path | None,
+        typer.Option("--measurements", metavar="DIR", help="Folder of frontier, comparison and search; else --output."),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Name what is missing in the card instead of failing.")
+    ] = False,
+) -> None:
+    """Write a model's card from what was measured: quality, size, speed, failures, energy, with figures."""
+    from models import card, registry
+
+    found = card.gather(
+        model or registry.champion(), measurements or output, allow_missing=allow_missing, has_figures=True
+    )
+    card.write(found, output)
+    typer.echo(f"wrote {card.PAGE}, {card.FILE} and {card.FIGURES}/ to {output}")
+
+
+@app.command()
+def drift(
+    input: Annotated[str, typer.Option("--input", metavar="FILE", help="Parquet or JSON lines; - reads a pipe.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the one of the settings.")
+    ] = None,
+    form: Annotated[Form | None, typer.Option("--format", help="Of the input, if its ending does not tell.")] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Go on from the past an earlier replay saved here.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the report as JSON.")] = None,
+    config: Config = None,
+) -> None:
+    """Tell how far traffic has moved from what the model was calibrated on, by feature and for the score."""
+    effective = _settings(config, None)
+    from service import drift
+
+    for line in drift.command(effective, source=input, model=model, form=form, state=state, output=output):
+        typer.echo(line)
+
+
+@app.command()
 def check(
     config: Config = None,
     bootstrap_servers: Bootstrap = None,

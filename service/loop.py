@@ -20,6 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from features.errors import OutageError
+from models.drift import Drift
 from service.codec import encode_rejection
 from service.kafka import TRANSACTION_SECONDS, Client
 from service.metrics import Metrics, Role, Stage
@@ -140,6 +141,7 @@ class Loop:
         self._metrics = metrics
         self._settings = settings
         self.shadow = shadow
+        self._drift: Drift | None = None
         self._replacement: Replacement | None = None
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
         self._stop = threading.Event()
@@ -165,6 +167,11 @@ class Loop:
     def replace(self, replacement: Replacement) -> None:
         """Have another model decide from the next batch on; safe from another thread."""
         self._replacement = replacement
+
+    def watch_drift(self, drift: Drift | None) -> None:
+        """Compare the traffic with the reference of the model in use from the next batch on; None compares nothing."""
+        self._drift = drift
+        self._metrics.set_drift(None if drift is None else drift.psi)
 
     def run(self) -> None:
         """Serve until stopped; on return everything that was scored is committed.
@@ -194,6 +201,7 @@ class Loop:
         self._replacement = None
         self._pipeline.replace(replacement.scorer, replacement.policy)
         self.shadow, replacement.shadow = replacement.shadow, self.shadow
+        self.watch_drift(replacement.drift)
         replacement.adopted.set()
 
     def _collect(self) -> tuple[list[Message], float]:
@@ -249,6 +257,8 @@ class Loop:
         batch = Batch(before, dict(self.offsets), self._writes(outputs))
         if self.shadow is not None:
             self.shadow.offer(outputs.verdicts.rows)
+        if self._drift is not None:
+            self._drift.observe(outputs.verdicts.rows, outputs.verdicts.probabilities)
         stamps_s = np.array([message.timestamp_ms for message in messages]) / 1000.0
         return _Scored(batch, outputs, stamps_s, polled_s)
 

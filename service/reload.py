@@ -17,8 +17,9 @@ from typing import Protocol
 from features.errors import InputError
 from features.screening import Screening
 from models import registry
+from models.drift import Drift
 from models.scorer import Scorer
-from service import check, shadow
+from service import check, drift, shadow
 from service.metrics import Metrics
 from service.policy import Policy, policy
 from service.settings import Settings
@@ -37,11 +38,13 @@ log = logging.getLogger("falconet.reload")
 class Replacement:
     """A model ready to score, on its way to the loop."""
 
-    def __init__(self, scorer: Scorer, policy: Policy, shadow: Shadow | None) -> None:
+    def __init__(self, scorer: Scorer, policy: Policy, shadow: Shadow | None, drift: Drift | None = None) -> None:
         self.scorer = scorer
         self.policy = policy
         self.shadow = shadow
         """The large one of the model; the loop leaves the one it had in its place."""
+        self.drift = drift
+        """The window that traffic is compared in with the model's reference."""
 
         self.adopted = threading.Event()
 
@@ -115,7 +118,8 @@ class Follower:
         scorer = Scorer.load(path)
         check.warm(self._settings, scorer, self._lists)
         shadowed = shadow.start(path, scorer.model, self._metrics, share=self._settings.shadow_share)
-        return Replacement(scorer, policy(scorer.thresholds, self._lists), shadowed)
+        watched = drift.start(path, scorer, n_rows=self._settings.drift_rows)
+        return Replacement(scorer, policy(scorer.thresholds, self._lists), shadowed, watched)
 
     def _hand_over(self, replacement: Replacement, started_s: float) -> None:
         ready_s = time.perf_counter()

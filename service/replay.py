@@ -78,14 +78,9 @@ def command(
         save_state: Folder to keep the past in afterwards, None to forget it.
     """
     scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
-    lists = screening.read(settings.screening_lists) if settings.screening_lists else None
-    accounts = Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists)
-    if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC) is None:
-        raise InputError(f"{state}: no saved state")
-    decoder = Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max)
-    pipeline = Pipeline(accounts=accounts, scorer=scorer, policy=policy(scorer.thresholds, lists), decoder=decoder)
+    pipeline, decoder = prepare(settings, scorer, state)
     started_s = time.perf_counter()
-    with _progress() as progress:
+    with shown_progress() as progress:
         summary = replay(
             pipeline=pipeline,
             decoder=decoder,
@@ -97,12 +92,31 @@ def command(
         )
     spent_s = time.perf_counter() - started_s
     if save_state is not None:
-        snapshot.save(save_state, accounts, topic=STATE_TOPIC, offsets={}, unsettled=[])
+        snapshot.save(save_state, pipeline.accounts, topic=STATE_TOPIC, offsets={}, unsettled=[])
     sys.stderr.write(summary.text(spent_s) + "\n")
 
 
+def prepare(settings: Settings, scorer: Scorer, state: Path | None) -> tuple[Pipeline, Decoder]:
+    """Return the service's pipeline around a model, and the decoder of JSON lines.
+
+    Args:
+        settings: Lists and limits.
+        scorer: The model.
+        state: Folder of an earlier replay's past to go on from, None for an empty past.
+
+    Raises:
+        InputError: There is no saved state, or it does not fit.
+    """
+    lists = screening.read(settings.screening_lists) if settings.screening_lists else None
+    accounts = Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists)
+    if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC) is None:
+        raise InputError(f"{state}: no saved state")
+    decoder = Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max)
+    return Pipeline(accounts=accounts, scorer=scorer, policy=policy(scorer.thresholds, lists), decoder=decoder), decoder
+
+
 @contextmanager
-def _progress() -> Iterator[Callable[[int], None]]:
+def shown_progress() -> Iterator[Callable[[int], None]]:
     """Yield what counts rows: a moving line on a terminal, a plain line now and then elsewhere."""
     n_done, next_s, started_s = 0, time.monotonic() + PROGRESS_SECONDS, time.monotonic()
     is_terminal = sys.stderr.isatty()
@@ -156,25 +170,45 @@ def replay(
         InputError: The source cannot be read or the target cannot be written.
         UsageError: Parquet from standard input.
     """
+    rejections: Counter[str] = Counter()
+    decisions = np.zeros(len(DECISIONS), dtype=np.int64)
+    scored = scored_chunks(pipeline, decoder, source, form, message_bytes_max, rejections)
+    with _opened(target) as sink:
+        for names, verdicts in scored:
+            decisions += np.bincount(verdicts.decisions, minlength=len(DECISIONS))
+            sink.write(names, verdicts)
+            if progress is not None:
+                progress(len(verdicts.decisions))
+    return Summary(int(decisions.sum()), rejections, dict(zip(DECISIONS, decisions.tolist(), strict=True)))
+
+
+def scored_chunks(
+    pipeline: Pipeline,
+    decoder: Decoder,
+    source: str,
+    form: Format | None,
+    message_bytes_max: int,
+    rejections: Counter[str],
+) -> Iterator[tuple[Any, Verdicts]]:
+    """Return the names and verdicts of a source's transactions, SCORE_ROWS at a time at most.
+
+    Raises:
+        InputError: The source cannot be read.
+        UsageError: Parquet from standard input; told at once, before an output is opened.
+    """
     form = form or ("parquet" if source.endswith(".parquet") else "jsonl")
     if form == "parquet" and source == "-":
         raise UsageError("parquet cannot be read from standard input: give --input a file")
-    rejections: Counter[str] = Counter()
-    decisions = np.zeros(len(DECISIONS), dtype=np.int64)
-    with _opened(target) as sink:
-        chunks = (
-            _parquet_chunks(Path(source))
-            if form == "parquet"
-            else _line_chunks(source, decoder, rejections, message_bytes_max)
-        )
-        for names, packed in chunks:
-            for start in range(0, len(packed), SCORE_ROWS):
-                verdicts = pipeline.score(packed[start : start + SCORE_ROWS])
-                decisions += np.bincount(verdicts.decisions, minlength=len(DECISIONS))
-                sink.write(names[start : start + SCORE_ROWS], verdicts)
-                if progress is not None:
-                    progress(len(verdicts.decisions))
-    return Summary(int(decisions.sum()), rejections, dict(zip(DECISIONS, decisions.tolist(), strict=True)))
+    chunks = (
+        _parquet_chunks(Path(source))
+        if form == "parquet"
+        else _line_chunks(source, decoder, rejections, message_bytes_max)
+    )
+    return (
+        (names[start : start + SCORE_ROWS], pipeline.score(packed[start : start + SCORE_ROWS]))
+        for names, packed in chunks
+        for start in range(0, len(packed), SCORE_ROWS)
+    )
 
 
 def _parquet_chunks(path: Path) -> Iterator[tuple[Any, NDArray[np.uint64]]]:

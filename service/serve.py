@@ -18,7 +18,7 @@ from features.errors import BrokerError, FencedError, OutageError
 from features.screening import Screening
 from models import registry
 from models.scorer import Scorer
-from service import check, kafka, metrics, shadow, snapshot
+from service import check, drift, kafka, metrics, shadow, snapshot
 from service.codec import Decoder
 from service.kafka import Client
 from service.loop import RETRY_SECONDS, Loop, Patience
@@ -113,6 +113,9 @@ class Service:
             if client is None:
                 return
             self._loop = self._restore(client, pipeline, shadowed)
+            path = registry.model_path(self._settings.model, self._settings.registry_dir)
+            scorer = pipeline.judge.scorer
+            self._loop.watch_drift(drift.start(path, scorer, n_rows=self._settings.drift_rows))
             self._serve_metrics(stack, pipeline.accounts)
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
             if self._stop.is_set():

@@ -26,6 +26,9 @@ CONFIG_VARIABLE = "FALCONET_CONFIG"
 DATA_VARIABLE = "FALCONET_DATA"
 """Names the folder of labelled data for training and tests; with FALCONET_CONFIG the only one that is no setting."""
 
+DRIFT_ROWS_MIN = 500
+"""As in `models.drift`, which the settings do not wait for: importing it takes a second."""
+
 SECRET = {"secret": True}
 _MASK = "***"
 
@@ -151,6 +154,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     shadow_share: Annotated[
         float, Meta(ge=0, le=1, description="Share of transactions that the large model scores in shadow.")
     ] = 0.001
+    drift_rows: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Sampled transactions, one in 11, that drift is told over; 0 turns it off, else at least 500.",
+        ),
+    ] = 10_000
 
     metrics_host: Annotated[str, _HOST, Meta(description="Address that the metrics page listens on.")] = "127.0.0.1"
     metrics_port: Annotated[
@@ -229,6 +240,8 @@ def _checked(values: dict[str, object]) -> Settings:
         values["sasl_password"] = _read_secret(str(password_file))
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
     _check_login(settings)
+    if 0 < settings.drift_rows < DRIFT_ROWS_MIN:
+        raise UsageError(f"drift_rows is {settings.drift_rows}, allowed: 0 for off, or at least {DRIFT_ROWS_MIN}")
     topics = settings.topics()
     for topic in topics:
         # Scores written to the topic they are read from would be rejected and rewritten for ever.

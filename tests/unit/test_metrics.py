@@ -233,6 +233,7 @@ def test_catalogue_is_what_the_page_shows():
     metrics = Metrics()
     metrics.set_model("student", name="kestrel", version="1", digest="aa", n_bytes=10)
     metrics.set_lag({0: 0})
+    metrics.set_drift(lambda: {"score": 0.1})
     families = {
         family.name: family
         for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
