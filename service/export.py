@@ -4,6 +4,7 @@ It reads without a consumer group, so nobody's offsets move and it may run besid
 are read. What it knows of its place stands in the archive itself (`service/archiver.py`).
 """
 
+import contextlib
 import signal
 import sys
 import threading
@@ -223,10 +224,13 @@ class Reader:
             raise InputError(f"{self.place} has deleted what is next in {self.topic!r}: {error}") from error
         except kafka_errors.KafkaError as error:
             self._fail("reading", error)
-        for partition in self.positions:
-            # None while the broker is away; markers of transactions and aborted records are counted in.
-            position = self._consumer.position(TopicPartition(self.topic, partition), timeout_ms=0)
-            self.positions[partition] = self.positions[partition] if position is None else position
+        for place, records in fetched.items():
+            self.positions[place.partition] = records[-1].offset + 1
+        for partition, known in self.positions.items():
+            # Markers of transactions and aborted records lie between the last record and where the consumer is.
+            with contextlib.suppress(kafka_errors.KafkaError):
+                position = self._consumer.position(TopicPartition(self.topic, partition), timeout_ms=0)
+                self.positions[partition] = max(known, position or 0)
         return [
             Message(record.value, record.key, record.topic, record.partition, record.offset, record.timestamp)
             for records in fetched.values()
