@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import NamedTuple
 
 import msgspec
 
@@ -17,6 +18,7 @@ from features.accounts import Accounts
 from features.errors import BrokerError, FencedError, OutageError
 from features.screening import Screening
 from models import registry
+from models.drift import Drift
 from models.scorer import Scorer
 from service import check, drift, kafka, metrics, shadow, snapshot
 from service.codec import Decoder
@@ -68,6 +70,14 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
         service.run()
 
 
+class _Built(NamedTuple):
+    """What a model brings to the loop."""
+
+    pipeline: Pipeline
+    shadow: Shadow | None
+    drift: Drift | None
+
+
 class Service:
     """One replica from start to end: `run` in one thread, `stop` from any."""
 
@@ -108,14 +118,13 @@ class Service:
         """Start, serve until stopped, save the state. For errors see `serve`."""
         started_s = time.perf_counter()
         with ExitStack() as stack:
-            pipeline, shadowed = self._build(stack)
+            built = self._build(stack)
+            pipeline = built.pipeline
             client = self._take_place(stack)
             if client is None:
                 return
-            self._loop = self._restore(client, pipeline, shadowed)
-            path = registry.model_path(self._settings.model, self._settings.registry_dir)
-            scorer = pipeline.judge.scorer
-            self._loop.watch_drift(drift.start(path, scorer, n_rows=self._settings.drift_rows))
+            self._loop = self._restore(client, pipeline, built.shadow)
+            self._loop.watch_drift(built.drift)
             self._serve_metrics(stack, pipeline.accounts)
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
             if self._stop.is_set():
@@ -124,8 +133,11 @@ class Service:
             self.ready.set()
             self._serve(self._loop, pipeline.accounts)
 
-    def _build(self, stack: ExitStack) -> tuple[Pipeline, Shadow | None]:
-        """Make what needs no Kafka, so that a wrong model is known at once."""
+    def _build(self, stack: ExitStack) -> _Built:
+        """Make what needs no Kafka, so that a wrong model is known at once.
+
+        All of it is of one version: while a standby waits, `champion` may come to name another.
+        """
         settings = self._settings
         path = registry.model_path(settings.model, settings.registry_dir)
         scorer = Scorer.load(path)
@@ -142,7 +154,7 @@ class Service:
         shadowed = shadow.start(path, scorer.model, self.metrics, share=settings.shadow_share)
         if shadowed is not None:
             stack.callback(shadowed.close)
-        return pipeline, shadowed
+        return _Built(pipeline, shadowed, drift.start(path, scorer, n_rows=settings.drift_rows))
 
     def _candidate(self, lists: Screening) -> Candidate | None:
         """Return the candidate of the settings, fixed from here on."""

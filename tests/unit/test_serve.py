@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from features.errors import OutageError
 from service.kafka import Client
 from service.serve import Service
 from service.settings import Settings
+from tests import registries
 from tests.fakes import FakeKafka
 
 
@@ -56,3 +58,30 @@ def test_a_group_that_never_gives_a_partition_ends_the_start(tmp_path: Path, sma
 
     assert not service.ready.is_set()
     assert clients.closed == [fake]
+
+
+def test_champion_that_changes_before_the_start_is_a_reload(tmp_path: Path) -> None:
+    """A replica that waits for its place starts with the version it has read, whatever `champion` has come to name."""
+    root = tmp_path / "registry"
+    digest = registries.add_version(root, "1").digest
+    (root / "champion").write_text("drawn/1\n")
+    fake = FakeKafka()
+    clients = Clients(fake)
+
+    def connect(settings: Settings) -> Client:
+        (root / "champion").write_text("drawn/2\n")
+        return clients.connect(settings)
+
+    chosen = msgspec.structs.replace(settings(tmp_path, root), model="", registry_dir=str(root))
+    service = Service(chosen, connect=connect)
+    fake.on_empty = lambda: until_refused(service)
+    service.run()
+
+    assert service._loop is not None
+    assert service._loop._pipeline.judge.scorer.model.digest == digest
+
+
+def until_refused(service: Service) -> None:
+    """Stop the service once it has refused the version that is not there."""
+    if service.metrics.model_reloads_total["refused"]._value.get():
+        service.stop()
