@@ -74,7 +74,8 @@ def text_array(text: NDArray[np.uint8], is_null: NDArray[np.bool_]) -> pa.Array:
 
 def build(source: Path, folder: Path, *, n_records: int) -> int:
     """Write an archive of at least so many records; return how many copies of the source it holds."""
-    table = pq.read_table(source, columns=["block_timestamp", "from_address", "to_address", *KEPT])
+    kept = [name for name in KEPT if name in pq.read_schema(source).names]
+    table = pq.read_table(source, columns=["block_timestamp", "from_address", "to_address", *kept])
     time_s = table["block_timestamp"].to_numpy()
     sides = [addresses(table[name]) for name in ("from_address", "to_address")]
     n_copies = -(-n_records // len(time_s))
@@ -93,13 +94,13 @@ def build(source: Path, folder: Path, *, n_records: int) -> int:
             rows = text[places[start:end]]
             names = np.concatenate([renamed(rows, number) for number in range(n_copies)])
             columns[name] = text_array(names, np.tile(places[start:end] < 0, n_copies))
-        for name in KEPT:
+        for name in kept:
             part = table[name].slice(start, end - start).combine_chunks()
             columns[name] = pa.concat_arrays([part] * n_copies)
         home = folder / archive.folder_name(midnight)
         home.mkdir()
         file = home / f"part-0-{start * n_copies}.parquet"
-        pq.write_table(pa.table(columns), file, use_dictionary=["type", "method_id"], write_statistics=False)
+        pq.write_table(pa.table(columns), file, use_dictionary=["type"], write_statistics=False)
     return n_copies
 
 

@@ -16,6 +16,7 @@ from models import dataset, labels, spool
 from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Cuts, Records, Source
 from models.labels import Labels
 from tests.archives import append_label, write_archive, write_labels
+from tests.bench import bench_archive
 from tests.datafolder import END, START, address, write_folder
 
 DAY = 86_400
@@ -64,14 +65,18 @@ def test_archive_holds_the_records_of_the_folder_in_order(folder: Path, days: Pa
 
 
 def test_archive_gives_the_rows_of_the_folder(folder: Path, days: Path, known: Path) -> None:
-    """Labelled rows, their ranks, targets, sources and newness are the data folder's."""
-    sample = dataset.sample(dataset.read(Source(days, known)))
-    sample = sample.take(sample.account != BACKGROUND)
-    expected = dataset.sample(dataset.read(folder))
-    expected = expected.take(expected.account != BACKGROUND)
+    """Labelled rows, their ranks, targets, sources, newness and features are the data folder's, bit for bit."""
+    found = []
+    for source in (Source(folder), Source(days, known)):
+        records = dataset.read(source)
+        sample = dataset.sample(records)
+        sample = sample.take(sample.account != BACKGROUND)
+        found.append((sample, dataset.matrix(records, sample.position)))
+    (plain, expected), (archived, features) = found
 
-    for name in ("time", "is_phishing", "source", "is_new"):
-        assert np.array_equal(getattr(sample, name), getattr(expected, name)), name
+    for name in ("time", "account", "rank", "is_phishing", "source", "is_new"):
+        assert np.array_equal(getattr(archived, name), getattr(plain, name)), name
+    assert features.tobytes() == expected.tobytes()
 
 
 def test_digest_is_of_what_is_learnt_from(days: Path, known: Path, tmp_path: Path) -> None:
@@ -389,3 +394,22 @@ def test_data_folder_keeps_every_account_and_its_digest(folder: Path, data: Path
     assert 4 * n_records < dataset.PAIRS_PER_ACCOUNT * dataset.ACCOUNTS_MAX
     records = dataset.read(folder)
     assert len(dataset._no_past(records).table.f32) == 2 * len(records.packed)
+
+
+def test_scaled_up_archive_holds_copies_apart(folder: Path, tmp_path: Path) -> None:
+    """The benchmark's archive is an archive: each copy has addresses of its own and the same number of rows."""
+    source = folder / "transactions.parquet"
+    n_one = pq.read_metadata(source).num_rows
+    n_copies = bench_archive.build(source, tmp_path, n_records=2 * n_one + 1)
+    n_labels = bench_archive.write_labels(folder / "accounts.csv", tmp_path / "labels.csv", n_copies=2)
+    figures = bench_archive.measure(Source(tmp_path, tmp_path / "labels.csv"))
+    records = dataset.read(Source(tmp_path, tmp_path / "labels.csv"))
+    sample = dataset.sample(records)
+    rows = np.bincount(sample.account[sample.account != BACKGROUND])
+
+    assert (n_copies, n_labels, figures["n_records"]) == (3, 120, 3 * n_one)
+    assert figures["n_rows"] == len(sample.account)
+    assert figures["matrix_peak_bytes"] > 1e7
+    plain = dataset.sample(dataset.read(folder))
+    once = np.bincount(plain.account[plain.account != BACKGROUND])
+    assert sorted(rows) == sorted([*once, *once])
