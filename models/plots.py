@@ -108,12 +108,21 @@ def _dots(axes: Any, places: Sequence[float], found: Sequence[Estimate], *, colo
 
 
 def _logarithmic(axes: Any, steps: Sequence[int] = (1, 2, 5)) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.xaxis)
+
+
+def _plain(axis: Any) -> None:
+    """Write numbers out: exponents would be smaller than 11 points."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.6g}" if value == 0 or value >= 1e-5 else f"{value:.0e}")
+    )
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _rows(axes: Any, names: Sequence[str]) -> None:
@@ -262,8 +271,9 @@ def reliability(card: "Card") -> Figure:
             axes.errorbar(x, y, yerr=spread, fmt=marker + line, color=colour, capsize=3, markersize=7)
             shown = (x[0], y[0]) if each is found[0] else (x[-1], y[-1])
             axes.annotate(each.period, shown, (10, -14), textcoords="offset points", color=colour)
-        axes.set_xscale("log")
+        _logarithmic(axes, steps=(1,))
         axes.set_yscale("log")
+        _plain(axes.yaxis)
         least = min(b.observed.value for each in found for b in each.bins if b.observed.value > 0)
         axes.set_ylim(bottom=least / 5)
         axes.set_xlabel("predicted probability of phishing")
@@ -371,6 +381,7 @@ def background(card: "Card") -> Figure:
             spread = np.maximum([[e.value - e.low for e in found], [e.high - e.value for e in found]], 0)
             axes.errorbar(x, y, yerr=spread, fmt=marker, color=colour, capsize=3, markersize=7, label=name)
         axes.set_yscale("symlog", linthresh=1e-3)
+        _plain(axes.yaxis)
         axes.set_ylim(bottom=0)
         axes.set_xticks(
             range(len(years)), [f"{year.year}\n{year.n_rows:,} rows\n{year.n_blocks} blocks" for year in years]
