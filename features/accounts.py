@@ -71,7 +71,8 @@ class Accounts:
         screening: "Screening | None",
     ) -> None:
         self.screening = screening
-        self._weights = np.empty(4)
+        self.weights = np.empty(4)
+        """Scratch of the kernel."""
         self.table = table.Table(
             f32=accounts,
             u32=accounts.view(np.uint32),
@@ -104,7 +105,7 @@ class Accounts:
         n = len(records)
         rows = np.empty((n, schema.N_FEATURES), dtype=np.float32)
         hits = np.empty(n, dtype=np.uint32)
-        kernel.run(self.table, records, records.view(np.float64), rows, hits, self._weights, observing)
+        kernel.run(self.table, records, records.view(np.float64), rows, hits, self.weights, observing)
         return rows, hits
 
     def merge(self, other: "Accounts") -> None:
@@ -115,7 +116,7 @@ class Accounts:
         """
         if len(self.table.pairs_u64) != len(other.table.pairs_u64):
             raise StateError(f"pairs_max {len(other.table.pairs_u64)} differs from {len(self.table.pairs_u64)}")
-        observe.merge_accounts(self.table, other.table, self._weights)
+        observe.merge_accounts(self.table, other.table, self.weights)
         observe.merge_pairs(self.table, other.table)
 
     @property

@@ -2,6 +2,11 @@
 
 Nothing in it is executed or unpickled. The reader trusts no byte: every size, index and number is checked before use,
 so that a truncated, foreign or hostile file ends in an `ArtifactError` and never in a wrong score.
+
+Thresholds are 16 bits wide. The bits of a float32 map to integers in the order of the floats; the upper 16 of them are
+the value's key, and a split compares keys. A key is a cell of floats side by side, 2^-7 of their magnitude wide, so
+`key16(x) <= k` is `x <= edge(k)` for every float32 x but NaN: the integer model and the float model with the edges as
+thresholds are one function.
 """
 
 import hashlib
@@ -21,19 +26,27 @@ if TYPE_CHECKING:
     from lightgbm import Booster
 
 MAGIC = b"FALCONET"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEPTH_MAX = 6
-"""Splits from root to leaf. The scorer walks perfect trees of this depth: 63 splits and 64 leaves, 1 KiB a tree."""
-LEAVES_MAX = 1 << DEPTH_MAX
-TREES_MAX = 2_000
-FEATURES_MAX = 1_000
-HEADER_BYTES_MAX = 1 << 18
-FILE_BYTES_MAX = 1 << 24
-"""16 MiB, above 2,000 full trees of 63 x 11 + 64 x 12 bytes (2.8 MiB): a larger file is no model of ours."""
+"""Splits from root to leaf: a leaf's Shapley values are tabled by which of its features a row satisfies, 2^6 sets."""
+LEAVES_MAX = 16
+"""Of a tree. A quarter of a perfect tree of that depth: a split costs every row its comparison, taken or not."""
+TREES_MAX = 512
+"""512 leaves of at most 2^15 sum to at most 2^24: exact in float32, which ONNX sums in."""
+FEATURES_MAX = 24
+HEADER_BYTES_MAX = 1 << 14
+FILE_BYTES_MAX = 1 << 15
+"""32 KiB: 150 trees of 15 x 5.1 + 16 x 4 bytes are 21 KB, the header is 3 to 4 KB."""
 
 _PREFIX = struct.Struct("<8sIIQ")
-_ALIGNMENT = 64
+_ALIGNMENT = 8
 _DIGEST_BYTES = 32
+
+_LOWEST_KEY, _HIGHEST_KEY = 0x007F, 0xFF80
+"""Of minus and plus infinity; beyond them are the bits of NaN. A threshold of plus infinity parts known and unknown."""
+_MINUS_ZERO = np.uint32(0x80000000)
+_LEAF_MAX = 32_767
+_COVER_MAX = 65_535
 
 _ZERO = np.float32(1e-35)
 """LightGBM reads every value of at most this magnitude as 0 when it predicts."""
@@ -69,12 +82,16 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     data: str
     """SHA-256 over the training files."""
 
-    commit: str
+    teacher: str
+    """Digest of the model whose scores this one learnt, empty where it learnt from labels alone."""
+
     seed: int
     n_rows: int
     n_positive: int
     settings: dict[str, bool | int | float | str | None]
     libraries: dict[str, str]
+    method: dict[str, bool | int | float | str]
+    """How it was distilled, pruned and quantised."""
 
 
 class Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +108,9 @@ class Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     calibration: Calibration
     thresholds: dict[str, Threshold]
     training: Training
+    leaf_scale: float
+    """A margin is the sum of its leaves times this."""
+
     n_trees: int
     n_splits: int
 
@@ -101,18 +121,19 @@ class Trees(NamedTuple):
     A tree of k splits has k + 1 leaves. A child c >= 0 is the tree's split c, c < 0 its leaf ~c; split 0 is the root.
     """
 
-    n_splits: NDArray[np.uint16]
+    n_splits: NDArray[np.uint8]
     """Splits of each tree, shape (n_trees,)."""
-    feature: NDArray[np.uint16]
-    threshold: NDArray[np.float32]
-    """A value goes left when it is at most this."""
-    left: NDArray[np.int16]
-    right: NDArray[np.int16]
+    feature: NDArray[np.uint8]
+    threshold: NDArray[np.uint16]
+    """A value goes left when its key is at most this."""
+    left: NDArray[np.int8]
+    right: NDArray[np.int8]
     unknown_left: NDArray[np.uint8]
-    """1: NaN goes left."""
-    leaf: NDArray[np.float64]
-    n_leaf_rows: NDArray[np.uint32]
-    """Training rows that fell into the leaf: the weights of the Shapley values."""
+    """1: NaN goes left. One bit a split in the file."""
+    leaf: NDArray[np.int16]
+    """In units of the header's `leaf_scale`."""
+    cover: NDArray[np.uint16]
+    """Training rows that fell into the leaf, in proportion within the tree: the weights of the Shapley values."""
 
 
 class Artifact(NamedTuple):
@@ -125,13 +146,19 @@ class Artifact(NamedTuple):
     n_bytes: int
 
 
-_DTYPES = {"n_splits": "<u2", "feature": "<u2", "threshold": "<f4", "left": "<i2", "right": "<i2"}
-_DTYPES |= {"unknown_left": "u1", "leaf": "<f8", "n_leaf_rows": "<u4"}
+_DTYPES = {"n_splits": "u1", "feature": "u1", "threshold": "<u2", "left": "i1", "right": "i1"}
+_DTYPES |= {"unknown_left": "u1", "leaf": "<i2", "cover": "<u2"}
 
 
 def _lengths(n_trees: int, n_splits: int) -> dict[str, int]:
     lengths = dict.fromkeys(Trees._fields, n_splits)
-    return lengths | {"n_splits": n_trees, "leaf": n_splits + n_trees, "n_leaf_rows": n_splits + n_trees}
+    packed = -(-n_splits // 8)
+    return lengths | {
+        "n_splits": n_trees,
+        "unknown_left": packed,
+        "leaf": n_splits + n_trees,
+        "cover": n_splits + n_trees,
+    }
 
 
 def _aligned(n_bytes: int) -> int:
@@ -139,13 +166,19 @@ def _aligned(n_bytes: int) -> int:
 
 
 def write(path: Path, header: Header, trees: Trees) -> str:
-    """Write the file and return its digest. The same model gives the same bytes."""
+    """Write the file and return its digest. The same model gives the same bytes.
+
+    Raises:
+        ArtifactError: The model is over a limit or no sound one; nothing is written.
+    """
+    _check_range(trees, path)
+    stored = trees._replace(unknown_left=np.packbits(trees.unknown_left, bitorder="little"))
     text = msgspec.json.encode(header)
     body = bytearray(_PREFIX.size)
     body += text
     body += bytes(_aligned(len(body)) - len(body))
     for name, dtype in _DTYPES.items():
-        body += np.ascontiguousarray(getattr(trees, name), dtype=dtype).tobytes()
+        body += np.ascontiguousarray(getattr(stored, name), dtype=dtype).tobytes()
         body += bytes(_aligned(len(body)) - len(body))
     _PREFIX.pack_into(body, 0, MAGIC, FORMAT_VERSION, len(text), len(body) + _DIGEST_BYTES)
     digest = hashlib.sha256(body)
@@ -171,6 +204,8 @@ def read(path: Path) -> Artifact:
 
 
 def _parse(content: bytes, path: Path) -> Artifact:
+    if len(content) > FILE_BYTES_MAX:
+        raise ArtifactError(f"{path}: {len(content)} bytes, over the limit of {FILE_BYTES_MAX}")
     if len(content) < _PREFIX.size + _DIGEST_BYTES:
         raise ArtifactError(
             f"{path}: {len(content)} bytes, shorter than the {_PREFIX.size + _DIGEST_BYTES} of any model"
@@ -210,6 +245,10 @@ def _arrays(content: bytes, start: int, header: Header, path: Path) -> Trees:
         start = _aligned(end)
     if start != len(content) - _DIGEST_BYTES:
         raise ArtifactError(f"{path}: {len(content)} bytes, its arrays end at {start + _DIGEST_BYTES}")
+    bits = np.unpackbits(arrays["unknown_left"], bitorder="little")
+    if bits[header.n_splits :].any():
+        raise ArtifactError(f"{path}: a bit is set after the {header.n_splits} NaN directions")
+    arrays["unknown_left"] = bits[: header.n_splits]
     return Trees(**arrays)
 
 
@@ -225,6 +264,7 @@ def _check_header(header: Header, path: Path) -> None:
         "a feature is named twice": len(set(header.features)) != n_features,
         f"calibration slope {calibration.slope} is not above 0": not 0 < calibration.slope < np.inf,
         f"calibration intercept {calibration.intercept} is not finite": not np.isfinite(calibration.intercept),
+        f"leaf_scale {header.leaf_scale} is not above 0": not 0 < header.leaf_scale < np.inf,
         f"prior {calibration.prior} is not between 0 and 1": not 0 < calibration.prior < 1,
         f"thresholds {sorted(header.thresholds)} lack review or block": not {"review", "block"}
         <= set(header.thresholds),
@@ -244,14 +284,31 @@ def _check_trees(trees: Trees, n_features: int, path: Path) -> None:
         raise ArtifactError(f"{path}: a tree has {trees.n_splits.max()} splits, the limit is {LEAVES_MAX - 1}")
     if len(trees.feature) and int(trees.feature.max()) >= n_features:
         raise ArtifactError(f"{path}: a split reads feature {trees.feature.max()}, the header names {n_features}")
-    if np.isnan(trees.threshold).any() or not np.isfinite(trees.leaf).all() or (trees.unknown_left > 1).any():
-        raise ArtifactError(f"{path}: a threshold is NaN, a leaf is not finite or a NaN direction is neither 0 nor 1")
-    if len(trees.n_leaf_rows) and not trees.n_leaf_rows.min():
+    if len(trees.threshold) and not (
+        int(trees.threshold.min()) >= _LOWEST_KEY and int(trees.threshold.max()) <= _HIGHEST_KEY
+    ):
+        raise ArtifactError(
+            f"{path}: thresholds {trees.threshold.min()} to {trees.threshold.max()}, "
+            f"the keys of numbers are {_LOWEST_KEY} to {_HIGHEST_KEY}"
+        )
+    if not trees.cover.min():
         raise ArtifactError(f"{path}: a leaf was reached by 0 training rows, its Shapley values are undefined")
     start = 0
     for tree_index, n_splits in enumerate(trees.n_splits.tolist()):
         _check_tree(trees, slice(start, start + n_splits), f"{path}: tree {tree_index}")
         start += n_splits
+
+
+def _check_range(trees: Trees, path: Path) -> None:
+    """Refuse arrays that the file's narrower types would change."""
+    if (np.asarray(trees.unknown_left) > 1).any():
+        raise ArtifactError(f"{path}: a NaN direction is neither 0 nor 1")
+    for name, dtype in _DTYPES.items():
+        array, limits = np.asarray(getattr(trees, name)), np.iinfo(dtype)
+        if array.dtype.kind not in "iu":
+            raise ArtifactError(f"{path}: array {name} holds {array.dtype}, the file {limits.dtype}")
+        if array.size and not (limits.min <= int(array.min()) and int(array.max()) <= limits.max):
+            raise ArtifactError(f"{path}: array {name} holds {array.min()} to {array.max()}, over {limits.dtype}")
 
 
 def _check_tree(trees: Trees, splits: slice, place: str) -> None:
@@ -273,15 +330,78 @@ def _check_tree(trees: Trees, splits: slice, place: str) -> None:
         raise ArtifactError(f"{place}: {len(seen)} of {2 * n_splits} children are reached")
 
 
-def from_booster(booster: "Booster", feature_names: Sequence[str]) -> tuple[Trees, list[str]]:
-    """Convert a LightGBM model; its margins on float32 rows stay the same to the last bit.
+def key16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return the upper 16 bits of each value's place in the order of all float32; NaN has no key.
+
+    >>> [hex(key) for key in key16(np.array([-np.inf, -1, -0.0, 0, 1, np.inf], dtype=np.float32))]
+    ['0x7f', '0x407f', '0x8000', '0x8000', '0xbf80', '0xff80']
+    """
+    # By its bits alone: arithmetic would flush subnormal numbers where the processor was told to.
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = np.where(bits == _MINUS_ZERO, np.uint32(0), bits)
+    ordered = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    return np.asarray(ordered >> np.uint32(16), dtype=np.uint16)
+
+
+def edge(keys: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the largest float32 of each key: `key16(x) <= key` is `x <= edge(key)`.
+
+    >>> edge(key16(np.array([-np.inf, -1, 0, 1, np.inf], dtype=np.float32))).tolist()
+    [-inf, -1.0, 9.183409485952689e-41, 1.0078123807907104, inf]
+    """
+    return _values((np.asarray(keys).astype(np.uint32) << np.uint32(16)) | np.uint32(0xFFFF))
+
+
+def quantise(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return each value's smallest neighbour of the same key, NaN as it is.
+
+    A model that is trained on such rows has its thresholds between keys, and gives any row what it gives the quantised.
+
+    >>> quantise(np.array([1.0, 1.007, -1.0, np.nan], dtype=np.float32)).tolist()
+    [1.0, 1.0, -1.0078123807907104, nan]
+    """
+    smallest = _values(key16(rows).astype(np.uint32) << np.uint32(16))
+    return np.where(np.isnan(rows), np.float32(np.nan), smallest)
+
+
+def _values(ordered: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Return the floats at places of the order; beyond the infinities it is them, and -0.0 is the float below it."""
+    # Minus infinity is the last place of its key and plus infinity the first: the rest are the bits of NaN.
+    ordered = np.clip(ordered, np.uint32(0x007FFFFF), np.uint32(0xFF800000))
+    ordered = np.where(ordered == 0x7FFFFFFF, np.uint32(0x7FFFFFFE), ordered).astype(np.uint32)
+    bits = ordered ^ np.where(ordered >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def quantise_leaves(leaves: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:
+    """Return leaves as multiples of a scale, and the scale; each is off by half of it at most.
+
+    >>> quantise_leaves(np.array([0.5, -1.0]))
+    (array([ 16384, -32767], dtype=int16), 3.051850947599719e-05)
+    """
+    largest = float(np.abs(leaves).max(initial=0.0))
+    scale = largest / _LEAF_MAX if largest else 1.0
+    return np.rint(leaves / scale).astype(np.int16), scale
+
+
+def quantise_cover(n_rows: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """Return one tree's leaf counts scaled to fit 16 bits, none of them 0."""
+    scale = min(1.0, _COVER_MAX / max(1, int(n_rows.max())))
+    return np.asarray(np.maximum(1, np.rint(n_rows * scale)), dtype=np.uint16)
+
+
+def from_booster(booster: "Booster", feature_names: Sequence[str]) -> tuple[Trees, list[str], float]:
+    """Convert a LightGBM model that was trained on quantised rows; each row reaches the leaf it reached there.
+
+    A threshold becomes the key of the largest float32 at most it, so a model trained on other rows has its thresholds
+    moved up by at most 2^-7 of their magnitude.
 
     Args:
-        booster: Numeric features only, one output, at most DEPTH_MAX deep.
+        booster: Numeric features only, one output, at most LEAVES_MAX leaves and DEPTH_MAX splits deep.
         feature_names: Of the booster's columns, in their order.
 
     Returns:
-        The trees, and the names of the features they read, to which `Trees.feature` points.
+        The trees, the names of the features they read, to which `Trees.feature` points, and the scale of the leaves.
 
     Raises:
         ArtifactError: The model uses what the format does not hold.
@@ -291,11 +411,15 @@ def from_booster(booster: "Booster", feature_names: Sequence[str]) -> tuple[Tree
     if facts.get("num_class") != "1" or "average_output" in head.splitlines():
         raise ArtifactError("LightGBM model: only one output, summed over trees, can be converted")
     columns = [_tree(_fields(section), f"LightGBM tree {i}") for i, section in enumerate(sections)]
-    trees = Trees(*(np.concatenate(parts) for parts in zip(*columns, strict=True)))
-    used = sorted(set(trees.feature.tolist()))
-    position = np.zeros(max(used, default=0) + 1, dtype=np.uint16)
-    position[used] = np.arange(len(used))
-    return trees._replace(feature=position[trees.feature]), [feature_names[i] for i in used]
+    n_splits, feature, threshold, left, right, unknown_left, leaves, cover = (
+        np.concatenate(parts) for parts in zip(*columns, strict=True)
+    )
+    used, position = np.unique(feature, return_inverse=True)
+    if len(used) > FEATURES_MAX:
+        raise ArtifactError(f"LightGBM model: reads {len(used)} features, the limit is {FEATURES_MAX}")
+    leaf, scale = quantise_leaves(leaves)
+    trees = Trees(n_splits, position.astype(np.uint8), threshold, left, right, unknown_left, leaf, cover)
+    return trees, [feature_names[i] for i in used.tolist()], scale
 
 
 def _fields(section: str) -> dict[str, str]:
@@ -317,17 +441,19 @@ def _tree(facts: dict[str, str], place: str) -> tuple[NDArray[Any], ...]:
     threshold = numbers("threshold", np.float64)
     # Without NaN among the training values, LightGBM reads a NaN as 0.
     unknown_left = np.where(missing == _MISSING_NAN, (decision & _DEFAULT_LEFT) != 0, threshold >= 0.0)
-    n_splits = int(facts["num_leaves"]) - 1
-    counts = numbers("leaf_count", np.uint32) if n_splits else np.ones(1, dtype=np.uint32)
+    n_leaves = int(facts["num_leaves"])
+    if n_leaves > LEAVES_MAX:
+        raise ArtifactError(f"{place}: {n_leaves} leaves, the limit is {LEAVES_MAX}")
+    counts = numbers("leaf_count", np.int64) if n_leaves > 1 else np.ones(1, dtype=np.int64)
     return (
-        np.array([n_splits], dtype=np.uint16),
-        numbers("split_feature", np.uint16),
-        _around_zero(floor_to_float32(threshold)),
-        numbers("left_child", np.int16),
-        numbers("right_child", np.int16),
+        np.array([n_leaves - 1], dtype=np.uint8),
+        numbers("split_feature", np.int64),
+        key16(_around_zero(floor_to_float32(threshold))),
+        numbers("left_child", np.int8),
+        numbers("right_child", np.int8),
         unknown_left.astype(np.uint8),
         numbers("leaf_value", np.float64),
-        counts,
+        quantise_cover(counts),
     )
 
 

@@ -243,8 +243,8 @@ class Loop:
         seconds = self._metrics.stage_seconds
         self._stage_started_s = time.perf_counter()
 
-        def tick(stage: Stage) -> None:
-            now_s = time.perf_counter()
+        def tick(stage: Stage, later_s: float) -> None:
+            now_s = time.perf_counter() - later_s
             share_s = (now_s - self._stage_started_s) / n
             seconds[stage].observe(share_s, n)
             if stage in ROLES:

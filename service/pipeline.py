@@ -121,42 +121,43 @@ class Pipeline:
         self.judge = Judge.of(scorer, policy)
 
     def process(
-        self, messages: Sequence[Message], *, now_ms: int, tick: Callable[[Stage], None] | None = None
+        self, messages: Sequence[Message], *, now_ms: int, tick: Callable[[Stage, float], None] | None = None
     ) -> Outputs:
         """Turn a batch into what it becomes; afterwards its transactions are part of the past.
 
         Args:
             messages: In the order of the stream.
             now_ms: Unix milliseconds, written to the scores.
-            tick: Called at the end of each stage, for its latency.
+            tick: Called at the end of each stage, for its latency, with the seconds since that belong to the next one:
+                features and model are one compiled call.
         """
         transactions, sources, rejections, n_skipped = self._decode(messages)
         if tick is not None:
-            tick("decode")
-        rows, hits = self.accounts.score_rows(records([pack(tx) for tx in transactions]))
+            tick("decode", 0.0)
+        rows, hits, margins = self.judge.scorer.score(self.accounts, records([pack(tx) for tx in transactions]))
         if tick is not None:
-            tick("features")
-        verdicts = _verdicts(self.judge, rows, hits, self.judge.scorer.margins(rows))
+            tick("features", self.judge.scorer.model_seconds)
+        verdicts = _verdicts(self.judge, rows, hits, margins)
         if tick is not None:
-            tick("score")
+            tick("score", 0.0)
         beside: Beside | None = None
         if self.candidate is not None:
             judge = self.candidate.judge
             beside = Beside(_verdicts(judge, rows, hits, judge.scorer.margins(rows)), [])
             if tick is not None:
-                tick("candidate")
+                tick("candidate", 0.0)
         scores, alerts = self._encode(transactions, sources, self.judge, verdicts, now_ms)
         if self.candidate is not None and beside is not None and self.candidate.is_written:
             written, _ = self._encode(transactions, sources, self.candidate.judge, beside.verdicts, now_ms)
             beside = Beside(beside.verdicts, written)
         if tick is not None:
-            tick("encode")
+            tick("encode", 0.0)
         return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside)
 
     def score(self, packed: NDArray[np.uint64]) -> Verdicts:
         """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""
-        rows, hits = self.accounts.score_rows(packed)
-        return _verdicts(self.judge, rows, hits, self.judge.scorer.margins(rows))
+        rows, hits, margins = self.judge.scorer.score(self.accounts, packed)
+        return _verdicts(self.judge, rows, hits, margins)
 
     def _decode(self, messages: Sequence[Message]) -> tuple[list[Transaction], list[Source], list[Rejection], int]:
         decode = self._decode_one

@@ -12,8 +12,9 @@ import pytest
 from features import schema
 from features.errors import ArtifactError
 from models import compact
-from tests.boosters import NAMES, drawn_rows, header, trained, write_model
+from tests.boosters import READ_NAMES, drawn_rows, header, trained, write_model
 
+_PACKED = "unknown_left"
 PREFIX = struct.Struct("<8sIIQ")
 
 
@@ -41,11 +42,11 @@ def sealed(content: bytes) -> bytes:
 
 def test_what_is_written_is_read(path: Path, booster: lgb.Booster) -> None:
     """Header and arrays come back as they were, and the digest is the file's."""
-    trees, names = compact.from_booster(booster, NAMES)
+    trees, names, leaf_scale = compact.from_booster(booster, READ_NAMES)
 
     artifact = compact.read(path)
 
-    assert artifact.header == header(trees, names)
+    assert artifact.header == header(trees, names, leaf_scale)
     for field, array in trees._asdict().items():
         np.testing.assert_array_equal(getattr(artifact.trees, field), array)
     assert artifact.digest == hashlib.sha256(path.read_bytes()[:-32]).hexdigest()
@@ -60,13 +61,13 @@ def test_same_model_gives_same_bytes(path: Path, tmp_path: Path, booster: lgb.Bo
 
 
 def test_arrays_are_aligned(path: Path) -> None:
-    """Arrays can be used in place: each starts at a multiple of 64 bytes."""
+    """Arrays can be used in place: each starts at a multiple of 8 bytes."""
     artifact = compact.read(path)
     content = path.read_bytes()
 
-    offsets = [content.find(array.tobytes()) for array in artifact.trees]
+    offsets = [content.find(array.tobytes()) for name, array in artifact.trees._asdict().items() if name != _PACKED]
 
-    assert [offset % 64 for offset in offsets] == [0] * len(offsets)
+    assert [offset % 8 for offset in offsets] == [0] * len(offsets)
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 23, 55, 300, -33, -1])
@@ -118,8 +119,8 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "text"),
     [
-        (b"FALCONET\x01", b"LIGHTGBM\x01"),
-        (b"FALCONET\x01", b"FALCONET\x02"),
+        (b"FALCONET\x02", b"LIGHTGBM\x02"),
+        (b"FALCONET\x02", b"FALCONET\x03"),
         (b'"slope":0.8', b'"slope":-.8'),
         (b'"slope":0.8', b'"slope":"a"'),
         (b'"slope":0.8', b'"slape":0.8'),
@@ -128,6 +129,8 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         (b'"probability":0.1', b'"probability":9.1'),
         (b'"n_trees":20', b'"n_trees":21'),
         (b'"n_trees":20', b'"n_trees":-1'),
+        (b'"leaf_scale":', b'"leaf_scale"-'),
+        (b'"leaf_scale":', b'"leaf_scape":'),
         (b'"name":"drawn"', b'"name":\xff\xfe\xff\xfe\xff\xfe\xff'),
     ],
 )
@@ -167,40 +170,124 @@ def _set(field: str, place: int, value: float) -> Callable[[compact.Trees], comp
         (_set("left", 0, 0), "split 0 has the impossible child 0"),
         (_set("left", 0, 63), "impossible child 63"),
         (_set("right", 0, -40), "impossible child -40"),
-        (_set("feature", 3, 999), "a split reads feature 999"),
-        (_set("threshold", 3, np.nan), "a threshold is NaN"),
-        (_set("leaf", 3, np.inf), "a leaf is not finite"),
+        (_set("feature", 3, 99), "a split reads feature 99"),
+        (_set("threshold", 3, 0x007E), "the keys of numbers are 127 to 65408"),
+        (_set("threshold", 3, 0xFF81), "thresholds [0-9]+ to 65409, the keys of numbers are 127 to 65408"),
         (_set("unknown_left", 3, 7), "a NaN direction"),
-        (_set("n_leaf_rows", 3, 0), "0 training rows"),
+        (_set("cover", 3, 0), "0 training rows"),
         (_set("n_splits", 0, 64), "splits"),
+        (lambda trees: trees._replace(leaf=trees.leaf.astype(np.int64) * 2), "array leaf holds -?[0-9]+ to -?[0-9]+, "),
+        (lambda trees: trees._replace(leaf=trees.leaf * 0.5), "array leaf holds float64"),
     ],
 )
 def test_impossible_trees_are_refused(
     tmp_path: Path, booster: lgb.Booster, change: Callable[[compact.Trees], compact.Trees], message: str
 ) -> None:
     """A loop, a missing child, an index out of range or a number that is none never reaches the scorer."""
-    trees, names = compact.from_booster(booster, NAMES)
+    trees, names, leaf_scale = compact.from_booster(booster, READ_NAMES)
 
     with pytest.raises(ArtifactError, match=message):
-        compact.write(tmp_path / "model", header(trees, names), change(trees))
+        compact.write(tmp_path / "model", header(trees, names, leaf_scale), change(trees))
+    assert not (tmp_path / "model").exists()
 
 
 def test_child_with_two_parents_is_refused(tmp_path: Path, booster: lgb.Booster) -> None:
     """Two splits that lead to one leaf are no tree."""
-    trees, names = compact.from_booster(booster, NAMES)
+    trees, names, leaf_scale = compact.from_booster(booster, READ_NAMES)
     parent = int(np.flatnonzero(trees.right[: trees.n_splits[0]] < 0)[-1])
     taken = int(trees.left[np.flatnonzero(trees.left[: trees.n_splits[0]] < 0)[0]])
 
     with pytest.raises(ArtifactError, match="impossible child"):
-        compact.write(tmp_path / "model", header(trees, names), _set("right", parent, taken)(trees))
+        compact.write(tmp_path / "model", header(trees, names, leaf_scale), _set("right", parent, taken)(trees))
 
 
 def test_deep_tree_is_refused(tmp_path: Path) -> None:
-    """Seven splits in a row are one more than the scorer walks."""
-    booster = trained(n_trees=1, max_depth=-1, num_leaves=63, min_data_in_leaf=1)
+    """Seven splits in a row are one more than the format holds."""
+    steps = np.arange(20.0)[:, None]
+    asked = {"objective": "regression", "num_threads": 1, "verbose": -1, "num_leaves": 9, "min_data_in_bin": 1}
+    # Each step is three times the one before it: the best split takes the last one off, again and again.
+    booster = lgb.train(asked | {"min_data_in_leaf": 1}, lgb.Dataset(steps, 3.0 ** steps[:, 0]), 1)
+    trees, _, leaf_scale = compact.from_booster(booster, READ_NAMES[:1])
 
     with pytest.raises(ArtifactError, match="deeper than 6 splits"):
+        compact.write(tmp_path / "model", header(trees, READ_NAMES[:1], leaf_scale), trees)
+
+
+@pytest.mark.parametrize("leaf_scale", [0.0, -1e-3, float("inf")])
+def test_impossible_scale_is_refused(tmp_path: Path, booster: lgb.Booster, leaf_scale: float) -> None:
+    """A scale of 0 or below would turn the scores to nothing or around."""
+    trees, names, _ = compact.from_booster(booster, READ_NAMES)
+
+    with pytest.raises(ArtifactError, match=r"leaf_scale|header"):
+        compact.write(tmp_path / "model", header(trees, names, leaf_scale), trees)
+
+
+def test_wide_tree_is_refused() -> None:
+    """A tree of 17 leaves is one leaf too wide."""
+    with pytest.raises(ArtifactError, match="LightGBM tree 0: 17 leaves, the limit is 16"):
+        compact.from_booster(trained(n_trees=1, num_leaves=17), READ_NAMES)
+
+
+def test_too_many_features_are_refused() -> None:
+    """A model may read as many features as the format names, and no more."""
+    rows = compact.quantise(drawn_rows(3_000, seed=3)[:, :40])
+    label = np.nan_to_num(rows / np.nanstd(rows, axis=0)).sum(axis=1) > 0
+    asked = {"objective": "binary", "num_leaves": 16, "num_threads": 1, "verbose": -1, "feature_fraction": 0.2}
+    booster = lgb.train(asked, lgb.Dataset(rows, label), 40)
+
+    with pytest.raises(ArtifactError, match=r"reads \d+ features, the limit is 24"):
+        compact.from_booster(booster, [str(i) for i in range(40)])
+
+
+def test_too_large_model_is_refused(tmp_path: Path) -> None:
+    """More trees than 32 KiB hold are refused when they are written, and no file appears."""
+    booster = trained(n_trees=300)
+    assert compact.FILE_BYTES_MAX == 32 * 1024
+
+    with pytest.raises(ArtifactError, match="bytes, over the limit of 32768"):
         write_model(tmp_path / "model", booster)
+    assert not (tmp_path / "model").exists()
+
+
+def test_format_1_is_refused_by_its_number(path: Path) -> None:
+    """A model of the wider format is named as such, not read as something else."""
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, 8, 1)
+    path.write_bytes(sealed(bytes(content)))
+
+    with pytest.raises(ArtifactError, match="format version 1, this program reads 2"):
+        compact.read(path)
+
+
+def test_bits_after_the_last_direction_are_refused(tmp_path: Path) -> None:
+    """Bits that mean nothing would give one model two digests."""
+    booster = trained(n_trees=1, num_leaves=4)
+    trees, names, leaf_scale = compact.from_booster(booster, READ_NAMES)
+    compact.write(tmp_path / "model", header(trees, names, leaf_scale), trees)
+    content = bytearray((tmp_path / "model").read_bytes())
+    # The last three arrays take 8 bytes each: directions, leaves and covers.
+    content[-32 - 24] |= 0x80
+    (tmp_path / "model").write_bytes(sealed(bytes(content)))
+
+    with pytest.raises(ArtifactError, match="a bit is set after the 3 NaN directions"):
+        compact.read(tmp_path / "model")
+
+
+def test_leaves_are_off_by_half_the_scale_at_most() -> None:
+    """16 bits for the largest leaf of either sign, and one scale for all."""
+    leaves = np.random.default_rng(4).normal(size=1_000)
+
+    rounded, scale = compact.quantise_leaves(leaves)
+
+    assert scale == np.abs(leaves).max() / 32_767
+    assert np.abs(rounded * scale - leaves).max() <= scale / 2 * (1 + 1e-9)
+    assert compact.quantise_leaves(np.zeros(3))[1] == 1.0
+
+
+def test_covers_keep_their_proportions() -> None:
+    """Counts over 16 bits are scaled down together, and none becomes 0."""
+    assert compact.quantise_cover(np.array([1, 500, 65_535])).tolist() == [1, 500, 65_535]
+    assert compact.quantise_cover(np.array([1, 65_535, 131_070])).tolist() == [1, 32_768, 65_535]
 
 
 def test_models_the_format_does_not_hold_are_refused() -> None:
@@ -228,7 +315,7 @@ def test_only_features_that_are_read_are_named(path: Path, booster: lgb.Booster)
     """The header names the features of the splits, in the schema's order, and no other."""
     importance = booster.feature_importance("split")
 
-    assert compact.read(path).header.features == [name for name, n in zip(NAMES, importance, strict=True) if n]
+    assert compact.read(path).header.features == [name for name, n in zip(READ_NAMES, importance, strict=True) if n]
     assert set(compact.read(path).header.features) <= {feature.name for feature in schema.FEATURES}
 
 
