@@ -1,11 +1,14 @@
 """Figures beside the protocol's tables, each against a plain computation on drawn rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from models import breakdown, calibration, evaluate, intervals
+from models import labels as known_labels
 from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Cuts, Sample
 from models.labels import Labels
 from tests.unit.test_evaluate import drawn
@@ -77,13 +80,14 @@ def _width(figure: intervals.Estimate) -> float:
 
 
 def test_without_sources_the_tables_hold_what_there_is() -> None:
-    """Labels that name neither A nor B leave the set of all rows, and no rate against A or B."""
+    """Labels that name neither A nor B leave the sets that need no source, and no rate against A or B."""
     sample, scores = drawn()
     sample = sample._replace(source=np.full(len(sample.time), ""))
 
     rankings, operations = evaluate.evaluate(sample, scores, **DRAWN)
 
-    assert [ranking.test_set for ranking in rankings] == ["all"]
+    names = [ranking.test_set for ranking in rankings]
+    assert names == ["all", "new accounts", "new accounts, first transaction"]
     assert [operation.false_positives_a for operation in operations] == [None] * 3
     assert operations[0].background is not None
 
@@ -264,3 +268,30 @@ def test_alert_budgets_scale_the_background_rate() -> None:
     assert found["review", 100_000].alerts.value == pytest.approx(100_000 * rate)
     assert found["never", 1_000_000].is_most
     assert found["never", 1_000_000].alerts.high == pytest.approx(3 / background.sum() * 1_000_000)
+
+
+def test_flags_of_accounts_follow_their_addresses(tmp_path: Path) -> None:
+    """Which account is a service and which history is capped is read beside its label, whatever the order of lines."""
+    lines = ["address,label,source,history_capped,exchange_or_service"]
+    for number in (5, 1, 9, 3):
+        kind = "phishing" if number == 9 else "normal"
+        lines.append(f"0x{number:040x},{kind},A,{int(number == 3)},{int(number == 5)}")
+    (tmp_path / "accounts.csv").write_text("\n".join(lines) + "\n")
+
+    found = known_labels.read_accounts(tmp_path / "accounts.csv")
+
+    assert found.is_service is not None
+    assert found.is_capped is not None
+    flags = list(zip(found.is_phishing.tolist(), found.is_service.tolist(), found.is_capped.tolist(), strict=True))
+    assert sorted(flags) == [(False, False, False), (False, False, True), (False, True, False), (True, False, False)]
+    services = [hex(int.from_bytes(key.tobytes()[:20], "big")) for key in found.key[found.is_service]]
+    assert services == ["0x5"]
+
+
+def test_files_without_flags_have_none(tmp_path: Path) -> None:
+    """A file of addresses, labels and sources alone says nothing of services."""
+    (tmp_path / "accounts.csv").write_text(f"address,label,source\n0x{1:040x},normal,A\n")
+
+    found = known_labels.read_accounts(tmp_path / "accounts.csv")
+
+    assert (found.is_service, found.is_capped) == (None, None)
