@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,15 @@ Registry = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Write JSON instead of text.")]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="NAME/VERSION, or a version that only one name has.")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the registry's history.")]
+
+
+class Form(StrEnum):
+    """Forms of a model for other programs."""
+
+    c = "c"
+    onnx = "onnx"
+    lightgbm = "lightgbm"
+
 
 HEADLINES = (
     "ROC AUC, all",
@@ -157,6 +167,34 @@ def rollback(
         _write_json(step)
     else:
         typer.echo(f"champion is {step.to} again, before: {step.before}")
+
+
+@app.command()
+def export(
+    form: Annotated[Form, typer.Option("--format", help="What to write.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="File to write.")],
+    model: Annotated[
+        str, typer.Option("--model", metavar="DIR", help="Folder or file of the model, else the champion.")
+    ] = "",
+    config: Config = None,
+    registry_dir: Registry = None,
+) -> None:
+    """Write a model as one C file, as ONNX, or as LightGBM's text; each scores exactly as the service does."""
+    root = _root(config, registry_dir)
+    from models import compact, registry
+    from models import export as forms
+
+    artifact = compact.read(registry.model_path(model, str(root)))
+    if form is Form.onnx:
+        raw = forms.to_onnx(artifact)
+    else:
+        raw = (forms.to_c if form is Form.c else forms.to_lightgbm_text)(artifact).encode()
+    try:
+        output.write_bytes(raw)
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
+    header = artifact.header
+    typer.echo(f"wrote {header.name}/{header.version} as {form.value}, {len(raw):,} bytes, to {output}")
 
 
 def _told(outcome: "Outcome") -> Iterator[str]:

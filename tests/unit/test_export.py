@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from features import schema
-from models import compact, export
+from features.errors import UsageError
+from models import compact, export, registry
 from models.compact import Artifact
 from models.scorer import Scorer
+from service import cli
 from tests.boosters import drawn_rows, header, trained, write_model
 
 ENDS = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38], dtype=np.float32)
@@ -220,3 +224,38 @@ def test_thresholds_at_the_ends_of_the_floats_are_kept(tmp_path: Path) -> None:
     booster = lgb.Booster(model_str=export.to_lightgbm_text(artifact))
     is_tiny = (np.abs(values[:, 0]) <= 1e-35) & (values[:, 0] != 0)
     assert np.asarray(booster.predict(values))[~is_tiny].tolist() == np.array(expected)[~is_tiny].tolist()
+
+
+@pytest.mark.parametrize("form", ["c", "onnx", "lightgbm"])
+def test_command_writes_the_champion(form: str, tmp_path: Path) -> None:
+    """`falconet model export` writes each form of the champion, or of the model asked for, and says what it wrote."""
+    artifact = compact.read(registry.champion() / registry.MODEL_FILE)
+    write = {"c": export.to_c, "onnx": export.to_onnx, "lightgbm": export.to_lightgbm_text}[form]
+    content = write(artifact)
+    asked = ["model", "export", "--format", form, "--output", str(tmp_path / "out")]
+
+    done = CliRunner().invoke(cli.app, asked)
+
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert f"wrote {artifact.header.name}/{artifact.header.version} as {form}, " in done.output
+    again = CliRunner().invoke(cli.app, [*asked, "--model", str(registry.champion())])
+    assert again.exit_code == 0
+
+
+def test_command_refuses_what_it_cannot_write(tmp_path: Path) -> None:
+    """An unknown form is wrong usage, and so is a folder that does not exist."""
+    assert CliRunner().invoke(cli.app, ["model", "export", "--format", "java", "--output", "x"]).exit_code == 2
+
+    done = CliRunner().invoke(cli.app, ["model", "export", "--format", "c", "--output", str(tmp_path / "no" / "x")])
+
+    assert isinstance(done.exception, UsageError)
+    assert "cannot be written" in str(done.exception)
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:
+    """Without onnx the error names the extra that brings it."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+
+    with pytest.raises(UsageError, match=r"install falconet\[portable\]"):
+        export.to_onnx(artifact)
