@@ -285,6 +285,35 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    data: Data,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder of the new version; its name is the version.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Folder of the model to start from, else the packaged champion."),
+    ] = None,
+    labels: Labels = None,
+    as_of: AsOf = None,
+    accounts_max: AccountsMax = ACCOUNTS_MAX,
+    seed: Seed = 1,
+) -> None:
+    """Fine-tune a model to another chain or exchange from some 50 to 1,000 labelled accounts, as a new version."""
+    source = _source(data, labels, as_of, VALIDATION_START, TEST_START, accounts_max)
+    from models import registry, tune
+    from models.progress import progress
+
+    with progress() as tell:
+        result = tune.tune(model or registry.champion(), source, output, seed=seed, progress=tell)
+    typer.echo(
+        f"{result.n_phishing_accounts} phishing and {result.n_normal_accounts} normal accounts; ROC AUC of accounts "
+        f"left out: {result.before.roc_auc:.3f} before, {result.after.roc_auc:.3f} after"
+    )
+    typer.echo(f"wrote and sealed the version in {output}")
+
+
+@app.command()
 def card(
     model: Annotated[
         Path | None, typer.Option("--model", metavar="DIR", help="Folder of the model, else the packaged champion.")
