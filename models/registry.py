@@ -342,20 +342,26 @@ def root_folder(setting: str) -> Path:
 def model_path(setting: str, registry_dir: str = "") -> Path:
     """Return the model's file for a setting: empty for the champion, else a version of the registry or a path.
 
+    A version, and a path to a sealed folder, is verified whole; a path to anything else has its model's own checksum.
+
     Args:
         setting: `<name>/<version>` where the registry has it, else a model's folder or file.
         registry_dir: The setting of this name.
 
     Raises:
-        ArtifactError: The champion is asked for, and there is none.
+        ArtifactError: The champion is asked for, and there is none; or the version is not as it was sealed.
     """
     root = root_folder(registry_dir)
-    if not setting:
-        return champion(root) / MODEL_FILE
-    if is_id(setting) and (root / setting / MODEL_FILE).is_file():
-        return root / setting / MODEL_FILE
+    if not setting or (is_id(setting) and (root / setting / MODEL_FILE).is_file()):
+        folder = root / setting if setting else champion(root)
+        verify_version(root, folder)
+        return folder / MODEL_FILE
     path = Path(setting)
-    return path / MODEL_FILE if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    if os.path.lexists(path / MANIFEST_FILE):
+        verify(path)
+    return path / MODEL_FILE
 
 
 def packaged(root: Path = ARTIFACTS) -> list[Path]:

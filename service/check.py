@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from features import schema, screening
 from features.accounts import ACCOUNTS_MIN, Accounts
@@ -39,9 +40,13 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
         BrokerError: No broker answers, or topics are missing that the service may not create.
     """
     yield f"settings  {len(settings.effective())} read"
-    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
-    model = scorer.model
-    yield f"model     {model.name} {model.version}, {model.n_bytes:,} bytes, schema {schema.FINGERPRINT}"
+    path = registry.model_path(settings.model, settings.registry_dir)
+    scorer = Scorer.load(path)
+    yield f"model     {_described(scorer)}, schema {schema.FINGERPRINT}"
+    yield f"registry  {_sealed(path)}"
+    if settings.candidate_model:
+        beside = registry.model_path(settings.candidate_model, settings.registry_dir)
+        yield f"candidate {_described(Scorer.load(beside))}; {_sealed(beside)}"
     lists = screening.read(settings.screening_lists)
     yield f"lists     {lists.n_entries:,} entries on {len(lists.names)} lists"
     started_s = time.perf_counter()
@@ -49,6 +54,22 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
     yield f"kernels   ready in {time.perf_counter() - started_s:.1f} s"
     if not is_offline:
         yield from broker(settings)
+
+
+def _described(scorer: Scorer) -> str:
+    model = scorer.model
+    return f"{model.name} {model.version}, {model.n_bytes:,} bytes"
+
+
+def _sealed(path: Path) -> str:
+    """Say how far the model's file at a path, which was found sound, can be vouched for."""
+    if not (path.parent / registry.MANIFEST_FILE).exists():
+        return f"not used: {path} belongs to no sealed version"
+    manifest = registry.read_manifest(path.parent)
+    made = manifest.provenance
+    return (
+        f"{manifest.id}, {len(manifest.files)} files as sealed, made {made.made_at[:10]} at commit {made.commit[:12]}"
+    )
 
 
 def warm(settings: Settings, scorer: Scorer, lists: Screening | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from features import schema
 from features.accounts import Accounts
 from features.transaction import pack, records
-from models import registry
+from models import gate, registry
 from models.report import Report, markdown
 from models.scorer import Scorer
 from models.tables import REFERENCE_OPERATIONS, REFERENCE_RANKINGS
@@ -32,6 +32,14 @@ def report(request: pytest.FixtureRequest, folder: Path) -> Report:
     report = msgspec.json.decode(path.read_bytes(), type=Report)
     assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(report)
     return report
+
+
+def test_champion_is_as_it_was_sealed(folder: Path) -> None:
+    """Its manifest lists what is shipped, and names the data and the seed that the model names."""
+    manifest = registry.verify_version(registry.ARTIFACTS, folder)
+    training = Scorer.load(folder / registry.MODEL_FILE).header.training
+
+    assert (manifest.provenance.data, manifest.provenance.seed) == (training.data, training.seed)
 
 
 def test_reports_are_of_this_model(report: Report, folder: Path) -> None:
@@ -63,11 +71,11 @@ def test_test_sets_are_the_protocols(report: Report) -> None:
 
 
 def test_model_is_compact(folder: Path) -> None:
-    """At most 200 trees and 200 KB, and only features free of the data's biases."""
+    """Within the gate's budgets of size, and only features free of the data's biases."""
     scorer = Scorer.load(folder / registry.MODEL_FILE)
 
-    assert scorer.header.n_trees <= 200
-    assert scorer.model.n_bytes <= 200_000
+    assert scorer.model.n_bytes <= gate.MODEL_BYTES_MAX
+    assert len(scorer.header.features) <= gate.MODEL_FEATURES_MAX
     assert all(schema.FEATURES[schema.index(name)].trained for name in scorer.header.features)
 
 

@@ -59,7 +59,8 @@ def test_check_offline_runs_the_kernels() -> None:
     done = falconet("check", "--offline")
 
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["settings", "model", "lists", "kernels"]
+    lines = [line.split()[0] for line in done.stdout.splitlines()]
+    assert lines == ["settings", "model", "registry", "lists", "kernels"]
 
 
 def test_absent_broker_ends_with_1() -> None:

@@ -251,3 +251,15 @@ def test_setting_names_champion_version_or_path(root: Path) -> None:
     assert registry.model_path("drawn/2", str(root)) == root / "drawn" / "2" / registry.MODEL_FILE
     assert registry.model_path(str(root / "drawn" / "3"), str(root)) == root / "drawn" / "3" / registry.MODEL_FILE
     assert registry.model_path("nowhere/1", str(root)) == Path("nowhere/1")
+
+
+def test_setting_reaches_sound_versions_only(root: Path) -> None:
+    """A champion, a named version and a path to a sealed folder are verified whole; a bare file by its own checksum."""
+    for version in ("1", "2"):
+        (root / "drawn" / version / "teacher.json").unlink()
+
+    for setting in ("", "drawn/2", str(root / "drawn" / "2")):
+        with pytest.raises(ArtifactError, match=r"teacher\.json: is missing"):
+            registry.model_path(setting, str(root))
+    bare = str(root / "drawn" / "2" / registry.MODEL_FILE)
+    assert registry.model_path(bare, str(root)) == Path(bare)
