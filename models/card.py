@@ -102,7 +102,8 @@ def write(card: Card, output: Path) -> None:
     """Write the card's JSON and page into a folder, and its figures into `figures/` there.
 
     Raises:
-        InputError: The folder cannot be written, or figures are wanted and matplotlib is not installed.
+        InputError: The folder cannot be written.
+        UsageError: Figures are wanted and matplotlib is not installed.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)

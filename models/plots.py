@@ -75,7 +75,11 @@ def figures(card: "Card") -> list[Figure]:
     found += [] if card.frontier is None else [frontier(card)]
     found += [] if card.ablation is None else [ablation(card)]
     found += [] if card.comparison is None else [comparison(card)]
-    return [*found, reliability(card), precision_recall(card), decay(card), background(card), kinds(card)]
+    served = card.evaluation.models[0]
+    found += [reliability(card), precision_recall(card)]
+    found += [decay(card)] if any(period.roc_auc is not None for period in served.decay) else []
+    found += [background(card)] if served.years else []
+    return [*found, kinds(card)]
 
 
 def svg(figure: Figure) -> bytes:

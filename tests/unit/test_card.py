@@ -1,6 +1,7 @@
 """The model card: whole from measured files, the same from its JSON, honest about what is missing."""
 
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from features.errors import InputError
+from features.errors import InputError, UsageError
 from models import card, card_text, compact, evaluate, measured, plots, registry, report
 from models.card import Card
 from models.energy import Energy
@@ -166,6 +167,26 @@ def test_missing_files_fail_with_what_makes_them(folder: Path, tmp_path: Path) -
         assert f"{tmp_path / name} is missing, written by {command}" in str(told.value)
         assert f"- `{name}`, written by {command}" in page
     assert {figure.name for figure in plots.figures(lacking)}.isdisjoint({"frontier", "ablation", "comparison"})
+
+
+def test_short_evaluations_have_fewer_figures(made: Card) -> None:
+    """Without background and without enough rows by weeks those figures are left out, and the page stands."""
+    served, large = made.evaluation.models
+    few = [msgspec.structs.replace(period, roc_auc=None) for period in served.decay]
+    short = msgspec.structs.replace(served, years=[], blocks=[], budgets=[], decay=few)
+    lacking = msgspec.structs.replace(made, evaluation=msgspec.structs.replace(made.evaluation, models=[short, large]))
+
+    assert {figure.name for figure in plots.figures(lacking)}.isdisjoint({"background", "decay"})
+    assert "## Unselected traffic" in card_text.page(lacking)
+
+
+def test_without_matplotlib_the_extra_is_named(made: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures need an extra, which the error names; a card without figures needs nothing."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    with pytest.raises(UsageError, match="extra `card`"):
+        card.write(made, tmp_path / "with")
+    card.write(msgspec.structs.replace(made, has_figures=False), tmp_path / "without")
 
 
 def test_card_of_a_version_is_flat_and_without_figures(folder: Path, tmp_path: Path) -> None:
