@@ -44,15 +44,16 @@ class FastCall:
             ctypes.byref(self._margin),
         )
 
+    def __call__(self, row: NDArray[np.float64]) -> float:
+        """Return a row's log-odds before calibration."""
+        self._row[:] = row
+        if self._call(*self._arguments):
+            raise RuntimeError(self._library.LGBM_GetLastError().decode())
+        return self._margin.value
+
     def rows(self, rows: NDArray[np.float64]) -> list[float]:
         """Return rows' log-odds before calibration, by one call each."""
-        found = []
-        for row in rows:
-            self._row[:] = row
-            if self._call(*self._arguments):
-                raise RuntimeError(self._library.LGBM_GetLastError().decode())
-            found.append(self._margin.value)
-        return found
+        return [self(row) for row in rows]
 
     def close(self) -> None:
         """Free what LightGBM holds for the calls."""
