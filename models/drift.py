@@ -24,6 +24,7 @@ from features import schema
 from features.compiled import compiled
 from features.errors import ArtifactError, UsageError
 from models.dataset import BACKGROUND, Sample
+from models.scorer import Scorer
 
 FILE = "reference.json"
 SCORE = "score"
@@ -126,6 +127,20 @@ def reference(
     columns.append(_column(SCORE, probabilities.astype(np.float32), weight))
     n_rows = float(weight.sum() ** 2 / (weight**2).sum())
     return Reference(schema.FINGERPRINT, source, n_rows, columns)
+
+
+def of_model(scorer: Scorer, sample: Sample, rows: NDArray[np.float32]) -> Reference:
+    """Return a model's reference.
+
+    Args:
+        scorer: The model.
+        sample: The rows its calibration was fitted to.
+        rows: Their features.
+    """
+    told = scorer.header.calibration
+    probabilities = scorer.probabilities(scorer.margins(rows))
+    weight = traffic_weights(sample, told.prior)
+    return reference(rows, probabilities, scorer.header.features, weight=weight, source=told.chosen)
 
 
 def _column(name: str, values: NDArray[np.float32], weight: NDArray[np.float64]) -> Column:

@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from features import schema
 from features.errors import InputError, UsageError
-from models import compact, dataset, evaluate, registry, report
+from models import card, compact, dataset, drift, energy, evaluate, registry, report
 from models.dataset import BACKGROUND, TEST_START, VALIDATION_START, Records, Report, Sample, Source
+from models.scorer import Scorer
 
 if TYPE_CHECKING:
     from lightgbm import Booster
@@ -110,6 +112,7 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{output}: cannot be made a folder: {error.strerror}") from error
+    meter = energy.Meter()
     records = dataset.read(data)
     sample = dataset.sample(records)
     _check(sample, data.folder if isinstance(data, Source) else data)
@@ -132,6 +135,9 @@ def train(
     chosen = columns[np.sort(np.argsort(-gain, kind="stable")[: compact.FEATURES_MAX])]
     served = learn("served model", served_settings, cells, row_cells, chosen)
     _write(output, served, sample, row_cells, served_settings, data=records.digest, seed=seed)
+    tuned = (sample.time >= VALIDATION_START) & (sample.time < TEST_START)
+    scorer = Scorer.load(output / registry.MODEL_FILE)
+    drift.write(output, drift.of_model(scorer, sample.take(tuned), rows[tuned]))
     judged = sample.time >= VALIDATION_START
     result = report.judge(
         output,
@@ -141,8 +147,12 @@ def train(
         seed=seed,
         n_replicates=n_replicates,
         progress=progress,
+        labels=records.labels,
+        cuts=records.cuts,
     )
+    result = msgspec.structs.replace(result, training=meter.read())
     report.write(output, result)
+    card.of_version(output)
     return result
 
 

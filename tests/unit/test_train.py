@@ -9,7 +9,7 @@ import pytest
 
 from features import schema
 from features.errors import ArtifactError, InputError
-from models import compact, dataset, registry, train
+from models import compact, dataset, drift, registry, train
 from models.dataset import ACCOUNT_ROWS_MAX, BACKGROUND, TEST_START, VALIDATION_START
 from models.report import Report, markdown
 from models.scorer import Scorer
@@ -55,6 +55,7 @@ def test_training_writes_all_there_is_to_a_model(trained: tuple[Path, Report]) -
 
     assert {path.name for path in output.iterdir()} == {
         "model.falconet", "teacher.txt.gz", "teacher.json", "evaluation.md", "evaluation.json",
+        "reference.json", "model-card.md", "model-card.json",
     }  # fmt: skip
     scorer = Scorer.load(output / registry.MODEL_FILE)
     assert (scorer.model.name, scorer.model.version) == ("falconet", "7")
@@ -66,7 +67,7 @@ def test_training_twice_gives_the_same_model(trained: tuple[Path, Report], folde
     output, _ = trained
     run(folder, tmp_path / "7")
 
-    for name in ("model.falconet", "teacher.txt.gz", "teacher.json"):
+    for name in ("model.falconet", "teacher.txt.gz", "teacher.json", "reference.json"):
         assert (tmp_path / "7" / name).read_bytes() == (output / name).read_bytes()
 
     run(folder, tmp_path / "other" / "7", seed=2)
@@ -84,15 +85,36 @@ def test_model_tells_the_drawn_frauds_apart(trained: tuple[Path, Report]) -> Non
 
 
 def test_report_reads_the_same_as_json_and_markdown(trained: tuple[Path, Report]) -> None:
-    """Both files hold the report, and the page shows every test set of both models."""
+    """Both files hold the report, and the page shows every test set of both models and of what is kept."""
     output, report = trained
 
     assert msgspec.json.decode((output / "evaluation.json").read_bytes(), type=Report) == report
     page = (output / "evaluation.md").read_text()
     assert page == markdown(report)
     for ranking in report.models[0].rankings:
-        assert page.count(f"| {ranking.test_set} |") == 2
+        assert page.count(f"| {ranking.test_set} |") == 3
     assert report.data in page
+
+
+def test_training_leaves_the_reference_of_its_calibration(
+    trained: tuple[Path, Report], records: dataset.Records
+) -> None:
+    """What drift is told from is about the model's features, and the rows it was made of have not drifted from it."""
+    output, report = trained
+    scorer = Scorer.load(output / registry.MODEL_FILE)
+    reference = drift.read(output / drift.FILE, scorer.header.features)
+    sample = dataset.sample(records)
+    tuned = (sample.time >= VALIDATION_START) & (sample.time < TEST_START)
+    weight = drift.traffic_weights(sample.take(tuned), scorer.header.calibration.prior)
+    rows = dataset.matrix(records, sample.position)[tuned]
+    drawn = np.random.default_rng(1).choice(len(rows), size=5_000, p=weight / weight.sum())
+
+    window = drift.Drift(reference, n_rows=5_000, every=1)
+    window.observe(rows[drawn], scorer.probabilities(scorer.margins(rows[drawn])))
+
+    assert max(window.psi().values()) < 0.02
+    assert report.training is not None
+    assert report.training.cpu_s > 0
 
 
 def test_header_says_how_the_model_was_made(trained: tuple[Path, Report], records: dataset.Records) -> None:
