@@ -1,10 +1,18 @@
 """The pieces of the comparison that can be wrong without anybody seeing it in a table."""
 
+import re
+from pathlib import Path
+
 import lightgbm as lgb
 import numpy as np
 import pytest
 
 from features import schema
+from models import measured
+from models.evaluate import Operation, Ranking
+from models.intervals import Estimate
+from tests.bench import learning_curve
+from tests.bench.comparison import OWN, Comparison, Contestant, Quality, Spread, figure, markdown, write
 from tests.bench.encoder import text
 from tests.bench.lightgbm_fast import FastCall
 from tests.bench.turns import BATCH, Calls
@@ -73,3 +81,66 @@ def test_amounts_have_words(amount: float, word: str) -> None:
     row[schema.index("amount")] = amount
 
     assert text(row).startswith(f"{word} payment")
+
+
+def contestant(model: str, runtime: str, batch_us: float) -> Contestant:
+    """Return a contestant of which only the time of a batch is of interest."""
+    one = Spread(3.0, 2.0, 4.0)
+    batch = Spread(batch_us, batch_us / 2, batch_us * 2)
+    return Contestant(model, runtime, 12_345, 3.0, 9.0, batch_us, 0.5, 2.5, "estimate", None, None, one, one, 9, batch)
+
+
+def comparison_of(*contestants: Contestant) -> Comparison:
+    """Return a comparison with one judged model."""
+    estimate = Estimate(0.9, 0.8, 0.95)
+    rankings = [Ranking(name, 7_000, 900, 0.4, *[estimate] * 4) for name in ("all", "new accounts")]
+    quality = [Quality("falconet", "all", rankings, [Operation(0.5, 0.1, estimate, None, estimate)])]
+    versions, figures = {"lightgbm": "4.7.0"}, [figure("a row", [0.1, 0.12, 0.2], "µs", "≤ 0.15")]
+    return Comparison(
+        "a machine", "c" * 40, "2026-01-02", "d" * 64, "validation", "falconet 1", "e" * 64, versions, 7, 5.0, figures,
+        list(contestants), quality, ["lleaves: not to be had"], 8_000,
+    )  # fmt: skip
+
+
+def test_page_shows_what_was_measured_and_what_was_not() -> None:
+    """Times stand with their spread, estimates say so, and what is missing is named with its reason."""
+    page = markdown(comparison_of(contestant("falconet", OWN, 0.125), contestant("teacher", "C API", 40.0)))
+
+    assert "| a row | 0.12 µs | 0.1 to 0.2 | ≤ 0.15 |" in page
+    assert "| falconet | own runtime | 12,345 | 3 [2, 4] | 9 [2, 4] | 0.125 [0.0625, 0.25] |" in page
+    assert "2.5 (estimate)" in page
+    assert "Not measured: lleaves: not to be had" in page
+    assert "which choices were made on" in page
+
+
+def test_files_are_what_the_model_card_reads(tmp_path: Path) -> None:
+    """The JSON has the form the card asks for, and the plots stand beside it, told in words too."""
+    write(comparison_of(contestant("falconet", OWN, 0.125)), tmp_path / measured.COMPARISON_FILE)
+
+    read = measured.read(tmp_path / measured.COMPARISON_FILE, measured.Comparison)
+
+    page = (tmp_path / "bench-models.md").read_text()
+    assert [(one.model, one.batch_us) for one in read.contestants] == [("falconet", 0.125)]
+    for alt, name in re.findall(r"!\[(.*?)\]\((.*?)\)", page):
+        assert "falconet" in alt
+        assert (tmp_path / name).read_bytes().startswith(b"<?xml")
+
+
+def test_learning_curve_keeps_every_draw(tmp_path: Path) -> None:
+    """The page shows the median with the least and the largest draw, and in how many a way is better than scratch."""
+    auc = {"as it was": (0.7, 0.7, 0.7), "fine-tuned": (0.9, 0.8, 0.85), "from scratch": (0.8, 0.81, 0.7)}
+    points = [
+        learning_curve.Point("real", 50, 25, seed, way, 900, value, value, 0.1)
+        for way, values in auc.items()
+        for seed, value in enumerate(values)
+    ]
+    curve = learning_curve.Curve("a machine", "c" * 40, "2026-01-02", {}, points)
+    path = tmp_path / "bench-tune.json"
+
+    learning_curve.write(curve, path)
+
+    page = path.with_suffix(".md").read_text()
+    assert learning_curve.read(path) == curve
+    assert "| real | 50 (25 phishing) | fine-tuned | 0.850 [0.800, 0.900] |" in page
+    assert "in 2 of 3 draws" in page
+    assert (tmp_path / learning_curve.PLOT).read_bytes().startswith(b"<?xml")
