@@ -135,9 +135,7 @@ def train(
     chosen = columns[np.sort(np.argsort(-gain, kind="stable")[: compact.FEATURES_MAX])]
     served = learn("served model", served_settings, cells, row_cells, chosen)
     _write(output, served, sample, row_cells, served_settings, data=records.digest, seed=seed)
-    tuned = (sample.time >= VALIDATION_START) & (sample.time < TEST_START)
-    scorer = Scorer.load(output / registry.MODEL_FILE)
-    drift.write(output, drift.of_model(scorer, sample.take(tuned), rows[tuned]))
+    _write_reference(output, sample, rows)
     judged = sample.time >= VALIDATION_START
     result = report.judge(
         output,
@@ -154,6 +152,12 @@ def train(
     report.write(output, result)
     card.of_version(output)
     return result
+
+
+def _write_reference(folder: Path, sample: Sample, rows: NDArray[np.float32]) -> None:
+    tuned = (sample.time >= VALIDATION_START) & (sample.time < TEST_START)
+    scorer = Scorer.load(folder / registry.MODEL_FILE)
+    drift.write(folder, drift.of_model(scorer, sample.take(tuned), rows[tuned]))
 
 
 def trained_columns() -> NDArray[np.int64]:
