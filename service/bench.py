@@ -150,7 +150,7 @@ def _parts(scorer: Scorer, messages: list[Message], rounds: int) -> Iterator[Fig
         features.append(spent[0] / len(packed) * 1e6)
         inference.append(spent[1] / len(packed) * 1e6)
     yield figure("features: emit and observe, batches of 500", features, "µs/tx", "≤ 2")
-    yield figure("model, batches of 500", inference, "µs/tx")
+    yield figure("model, batches of 500", inference, "µs/tx", "≤ 0.15")
 
 
 def replays(settings: Settings, data: Path | None, *, quick: bool) -> Iterator[Figure]:
