@@ -148,9 +148,12 @@ def train(
         labels=records.labels,
         cuts=records.cuts,
     )
-    result = msgspec.structs.replace(result, training=meter.read())
-    report.write(output, result)
-    card.of_version(output)
+    return _write_report(output, msgspec.structs.replace(result, training=meter.read()))
+
+
+def _write_report(folder: Path, result: report.Report) -> report.Report:
+    report.write(folder, result)
+    card.of_version(folder)
     return result
 
 
