@@ -20,6 +20,7 @@ from service import archiver, bench, cli, messages, metrics, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
+ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -117,6 +118,15 @@ def figures_table() -> str:
     return title + table(("What", "Measured", "Spread", "Must reach"), rows)
 
 
+def archive_figures_table() -> str:
+    """Return what training's dataset took of an archive that does not fit memory."""
+    measured = msgspec.json.decode(ARCHIVE.read_bytes(), type=bench.Report)
+    rows = [(figure.name, f"{bench.plain(figure.value)} {figure.unit}".rstrip()) for figure in measured.figures]
+    command = "`python -m tests.bench.bench_archive --json docs/archive.json`"
+    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by {command}.\n\n"
+    return title + table(("What", "Measured"), rows)
+
+
 def quality_table() -> str:
     """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
     judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
@@ -152,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings": settings.markdown_table,
     "metrics": metrics_table,
     "archive": archive_table,
+    "archive-figures": archive_figures_table,
     "figures": figures_table,
     "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from features import archive
 from features.table import DAY_S
 from models import dataset
-from service.bench import commit, machine
+from service.bench import Report, commit, figure, machine, versions, write
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES_PER_RECORD = 250
@@ -149,7 +150,7 @@ def measure(source: dataset.Source) -> dict[str, float]:
     restarts = np.arange(int(sample.time[0]), int(sample.time[-1]), RESTART_DAYS * DAY_S)[1:]
     timed("cold_matrix", lambda: dataset.matrix(records, sample.position, restarts=restarts))
     figures |= {"n_records": len(records.packed), "n_rows": len(rows), "n_phishing": int(sample.is_phishing.sum())}
-    figures["n_forgotten"] = sum(told.values())
+    figures |= {"n_forgotten": sum(told.values()), "accounts_max": source.accounts_max}
     return figures
 
 
@@ -161,6 +162,26 @@ def show(figures: dict[str, float]) -> None:
     for name in ("read", "sample", "matrix", "cold_matrix"):
         spent, peak = figures[f"{name}_s"], figures[f"{name}_peak_bytes"]
         print(f"{name:12} {spent:8.1f} s {n / spent:12,.0f} records/s, peak so far {peak / 2**30:.2f} GiB", flush=True)
+
+
+def report(figures: dict[str, float]) -> Report:
+    """Return what `measure` returned as docs/archive.json keeps it."""
+    n = figures["n_records"]
+    steps = {
+        "read": "read: decode, sort, pack to disk",
+        "sample": "sample: which rows count",
+        "matrix": "matrix: every record through the kernel",
+        "cold_matrix": "matrix again, the past forgotten every 110 days",
+    }
+    lines = [
+        figure("records", [n], ""),
+        figure("rows kept", [figures["n_rows"]], ""),
+        figure(f"accounts forgotten, {figures['accounts_max']:,.0f} in memory", [figures["n_forgotten"]], ""),
+        *(figure(text, [n / figures[f"{name}_s"]], "records/s") for name, text in steps.items()),
+        figure("time in all", [sum(figures[f"{name}_s"] for name in steps)], "s"),
+        figure("peak of resident memory", [figures["cold_matrix_peak_bytes"] / 2**30], "GiB", "≤ 23"),
+    ]
+    return Report(machine(), commit(), datetime.now(UTC).strftime("%Y-%m-%d"), versions(), lines)
 
 
 def run(arguments: list[str]) -> tuple[str, float]:
@@ -183,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--accounts-max", type=int, default=dataset.ACCOUNTS_MAX, help="accounts kept in memory")
     parser.add_argument("--archive", type=Path, metavar="DIR", help="keep the archive here; one that is there is used")
     parser.add_argument("--train", action="store_true", help="also train with --quick")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     # Each step in a process of its own, so that one's peak is not taken for another's.
     parser.add_argument("--step", choices=("build", "measure"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -222,7 +244,10 @@ def main() -> None:
         this += ["--accounts-max", str(options.accounts_max), "--step"]
         if not archive.is_archive(folder):
             print(json.loads(run([*this, "build"])[0]), flush=True)
-        show(json.loads(run([*this, "measure"])[0]))
+        figures = json.loads(run([*this, "measure"])[0])
+        show(figures)
+        if options.json is not None:
+            write(report(figures), options.json)
         if options.train:
             arguments = ["train", "--data", str(folder), "--labels", str(folder / "labels.csv"), "--quick"]
             started = time.perf_counter()
