@@ -124,6 +124,15 @@ def test_unsealed_or_misplaced_version_is_refused(root: Path, tmp_path: Path) ->
         assert told in promote(root, version).verdict.broken[0]
 
 
+def test_registry_may_be_reached_by_a_link(root: Path, tmp_path: Path) -> None:
+    """A mounted volume often is; only what lies in the registry must be its own."""
+    link = tmp_path / "mounted"
+    link.symlink_to(root)
+
+    assert promote(link, "2").is_promoted
+    assert champion(root) == "drawn/2\n"
+
+
 def test_candidate_without_evaluation_is_refused(root: Path) -> None:
     """The reason names the file that is missing."""
     [reason] = promote(root, "5").verdict.refusals
