@@ -25,8 +25,8 @@ from service.policy import Policy, policy
 from service.settings import Settings
 from service.shadow import Shadow
 
-ADOPTION_SECONDS = 0.5
-"""Between two looks at the end while the loop has not taken a model yet; it takes it after the batch at hand."""
+WAIT_SECONDS = 0.5
+"""Between two looks at the end while a large model is read, or the loop has a batch at hand."""
 
 TURN_SECONDS = 0.0002
 """How long this thread may keep the interpreter while it makes a model ready. Python's 5 ms would hold up the loop and
@@ -118,6 +118,9 @@ class Follower:
         scorer = Scorer.load(path)
         check.warm(self._settings, scorer, self._lists)
         shadowed = shadow.start(path, scorer.model, self._metrics, share=self._settings.shadow_share)
+        # Reading the large one takes the most of it, which belongs into the short turns too.
+        while shadowed is not None and not shadowed.is_loaded.wait(WAIT_SECONDS) and not self.is_closed.is_set():
+            pass
         watched = drift.start(path, scorer, n_rows=self._settings.drift_rows)
         return Replacement(scorer, policy(scorer.thresholds, self._lists), shadowed, watched)
 
@@ -127,7 +130,7 @@ class Follower:
         self._adopter.replace(replacement)
         is_adopted = False
         while not is_adopted and not self.is_closed.is_set():
-            is_adopted = replacement.adopted.wait(ADOPTION_SECONDS)
+            is_adopted = replacement.adopted.wait(WAIT_SECONDS)
         # The one the loop gave back; where the loop has ended, the one it did not take.
         if replacement.shadow is not None:
             replacement.shadow.close()

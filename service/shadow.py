@@ -39,6 +39,9 @@ class Shadow:
         self._random = np.random.default_rng(_SEED)
         self._rows: queue.Queue[NDArray[np.float32] | None] = queue.Queue(QUEUE_ROWS_MAX)
         self._is_closed = threading.Event()
+        self.is_loaded = threading.Event()
+        """Set when the large model is read, or was found to be unreadable."""
+
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self._thread.start()
 
@@ -69,6 +72,8 @@ class Shadow:
         except ArtifactError as error:
             log.error("shadow off: %s", error)
             return
+        finally:
+            self.is_loaded.set()
         if self._is_closed.is_set():
             return
         # What LightGBM brought stays for good: walked by the first full collection, it stopped the loop for 0.15 s.

@@ -26,9 +26,9 @@ from tests import servers
 from tests.registries import PROVENANCE
 
 RATE = 2_000
-SECONDS = 30
+SECONDS = 40
 EVERY_SECONDS = 3.0
-WARM_SECONDS = 3.0
+WARM_SECONDS = 10.0
 
 
 def make_registry(root: Path) -> None:

@@ -57,6 +57,7 @@ class Taking:
         self.has_taken = threading.Event()
 
     def replace(self, replacement: Replacement) -> None:
+        assert replacement.shadow is None or replacement.shadow.is_loaded.is_set()
         self.taken.append(replacement.scorer.model.version)
         self.shadow, replacement.shadow = replacement.shadow, self.shadow
         replacement.adopted.set()
