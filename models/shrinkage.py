@@ -3,7 +3,8 @@
 The shipped trees stay: what they ask is what the large training set taught. Their leaves are estimated anew, shrunk
 towards the shipped values, together with those of some more trees, which are grown on what the shipped ones get wrong
 and shrunk towards 0. How far leaves may move and how many trees are added is chosen by cross-validation over accounts;
-to move nothing but slope and intercept is among the choices. Calibration and thresholds come from the left-out folds.
+to move nothing but slope and intercept is among the choices, and so is to start anew, with trees on features chosen by
+the labels alone, which wins where they are many. Calibration and thresholds come from the left-out folds.
 
 The estimate is a ridge-penalised logistic regression on the reached leaves: the posterior mode under independent normal
 priors around the shipped leaves, as in T. Evgeniou and M. Pontil, Regularized Multi-Task Learning (KDD 2004), which
@@ -22,6 +23,7 @@ from models import compact
 from models.compact import Artifact, Trees
 
 if TYPE_CHECKING:
+    from lightgbm import Booster
     from scipy.sparse import csr_matrix
 
 ACCOUNTS_MIN = 20
@@ -32,8 +34,17 @@ FOLDS = 5
 SPREADS = (1.0, 2.0, 4.0)
 """Standard deviations that the leaves' changes may give a margin, before any label is seen."""
 
-EXTRA_TREES = (0, 48, 96)
-"""Trees to add. Where the file's limit leaves no room for them, the shipped trees that say least make it."""
+
+class Sizes(NamedTuple):
+    """Numbers of trees to try."""
+
+    extra: Sequence[int] = (0, 48, 96)
+    """To add. Where the file's limit leaves no room for them, the shipped trees that say least make it."""
+    anew: int = 150
+    """Of a model that starts anew: 21 KB."""
+
+
+SIZES = Sizes()
 SHIPPED_TREES_MIN = 0.4
 """Share of the shipped trees that stays."""
 HEADER_BYTES_SPARE = 1_024
@@ -159,6 +170,9 @@ class Choice(NamedTuple):
     spread: float
     """0 leaves the leaves as they are."""
     n_extra: int
+    """Trees added."""
+    is_anew: bool = False
+    """Nothing of the shipped model is kept."""
 
 
 class Fitted(NamedTuple):
@@ -187,14 +201,14 @@ class Tuned(NamedTuple):
     """Of the labelled rows."""
 
 
-def fine_tune(artifact: Artifact, labelled: Labelled, *, seed: int, extra_trees: Sequence[int] = EXTRA_TREES) -> Tuned:
+def fine_tune(artifact: Artifact, labelled: Labelled, *, seed: int, sizes: Sizes = SIZES) -> Tuned:
     """Return a model's trees fitted to labelled accounts; the same input gives the same numbers.
 
     Args:
         artifact: The model to start from.
         labelled: Rows that it did not learn from.
         seed: Of the folds and of the extra trees.
-        extra_trees: Numbers of trees that may be added, the file's limit permitting.
+        sizes: Numbers of trees to try.
 
     Raises:
         InputError: There are too few accounts of a kind.
@@ -204,23 +218,24 @@ def fine_tune(artifact: Artifact, labelled: Labelled, *, seed: int, extra_trees:
     _check(labelled)
     # The optimiser's small matrix products took 60 times as long on two threads that had to wait for one another.
     with threadpool_limits(limits=1):
-        return _fine_tune(artifact, labelled, seed, extra_trees)
+        return _fine_tune(artifact, labelled, seed, sizes)
 
 
-def _fine_tune(artifact: Artifact, labelled: Labelled, seed: int, extra_trees: Sequence[int]) -> Tuned:
-    forest, starts = Forest.of(artifact), bases(artifact, (0, *extra_trees))
+def _fine_tune(artifact: Artifact, labelled: Labelled, seed: int, sizes: Sizes) -> Tuned:
+    forest, starts = Forest.of(artifact), bases(artifact, (0, *sizes.extra))
     left_out: dict[Choice, NDArray[np.float64]] = {}
     for fold in folds(labelled, seed):
         learnt, rows = labelled.take(~fold), labelled.rows[fold]
-        for choice, tuned, intercept in _fits(starts, learnt, seed=seed):
+        for choice, tuned, intercept in (*_fits(starts, learnt, seed=seed), _anew(learnt, sizes.anew, seed=seed)):
             margins = left_out.setdefault(choice, np.zeros(len(fold)))
             margins[fold] = tuned.margins(rows) + intercept
     losses = {choice: _loss(margins, labelled) for choice, margins in left_out.items()}
     best = min(losses, key=lambda choice: losses[choice])
-    chosen = {best.n_extra: starts[best.n_extra]}
-    tuned, intercept = next(
-        (tuned, intercept) for choice, tuned, intercept in _fits(chosen, labelled, seed=seed) if choice == best
-    )
+    if best.is_anew:
+        _, tuned, intercept = _anew(labelled, sizes.anew, seed=seed)
+    else:
+        fits = _fits({best.n_extra: starts[best.n_extra]}, labelled, seed=seed)
+        tuned, intercept = next((tuned, intercept) for choice, tuned, intercept in fits if choice == best)
     calibration = _calibrate(left_out[best], labelled)
     margins = calibration.slope * left_out[best] + calibration.intercept
     intercept = calibration.slope * intercept + calibration.intercept
@@ -237,7 +252,7 @@ def tree_bytes(n_splits: NDArray[np.int64] | int) -> Any:
     return 1 + 5 * n_splits + (n_splits + 7) // 8 + 4 * (n_splits + 1)
 
 
-def bases(artifact: Artifact, extra_trees: Sequence[int] = EXTRA_TREES) -> dict[int, Forest]:
+def bases(artifact: Artifact, extra_trees: Sequence[int] = SIZES.extra) -> dict[int, Forest]:
     """Return for each number of trees to add the shipped ones that stay beside them within the file's limit.
 
     A number that would leave too few of the shipped trees is left out.
@@ -340,6 +355,20 @@ def _fits(starts: dict[int, Forest], labelled: Labelled, *, seed: int) -> Iterat
             yield Choice(spread, n_extra), grown._replace(leaf=leaf), fitted.intercept
 
 
+def _anew(labelled: Labelled, n_trees: int, *, seed: int) -> tuple[Choice, Forest, float]:
+    """Return trees of the labels alone, on the features of the largest gain in a first model of all of them."""
+    columns = np.array([i for i, feature in enumerate(schema.FEATURES) if feature.trained])
+    weight = labelled.weights()
+    start = np.zeros(len(weight))
+    first = _boost(columns, labelled, weight, start, n_trees, seed=seed)
+    gain = first.feature_importance("gain")
+    columns = columns[np.sort(np.argsort(-gain, kind="stable")[: compact.FEATURES_MAX])]
+    booster = _boost(columns, labelled, weight, start, n_trees, seed=seed)
+    trees, used, scale = compact.from_booster(booster, [str(column) for column in columns.tolist()])
+    forest = Forest(trees, np.array([int(name) for name in used]), trees.leaf.astype(np.float64) * scale)
+    return Choice(0.0, n_trees, True), forest, 0.0
+
+
 def _grow(
     columns: NDArray[np.int64],
     labelled: Labelled,
@@ -350,15 +379,27 @@ def _grow(
     seed: int,
 ) -> Forest:
     """Return trees on the model's own features, grown on what the margins get wrong, all leaves 0."""
+    booster = _boost(columns, labelled, weight, start, n_trees, seed=seed)
+    trees, used, _ = compact.from_booster(booster, [str(i) for i in range(len(columns))])
+    place = np.array([int(name) for name in used], dtype=np.uint8)
+    return Forest(trees._replace(feature=place[trees.feature]), columns, np.zeros(len(trees.leaf)))
+
+
+def _boost(
+    columns: NDArray[np.int64],
+    labelled: Labelled,
+    weight: NDArray[np.float64],
+    start: NDArray[np.float64],
+    n_trees: int,
+    *,
+    seed: int,
+) -> "Booster":
     import lightgbm
 
     rows = compact.quantise(labelled.rows[:, columns])
     settings = EXTRA_SETTINGS | {"seed": seed}
     data = lightgbm.Dataset(rows, labelled.is_phishing, weight=weight, init_score=start, params=settings)
-    booster = lightgbm.train(settings, data, n_trees)
-    trees, used, _ = compact.from_booster(booster, [str(i) for i in range(len(columns))])
-    place = np.array([int(name) for name in used], dtype=np.uint8)
-    return Forest(trees._replace(feature=place[trees.feature]), columns, np.zeros(len(trees.leaf)))
+    return lightgbm.train(settings, data, n_trees)
 
 
 def _loss(margins: NDArray[np.float64], labelled: Labelled) -> float:

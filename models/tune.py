@@ -5,7 +5,6 @@ How the leaves are estimated is in `models.shrinkage`; here are the rows, the th
 
 import hashlib
 import shutil
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from models import compact, dataset, drift, registry, report
 from models.compact import Artifact, Calibration, Header, Threshold, Training
 from models.dataset import BACKGROUND, Records, Sample, Source
 from models.dataset import Report as Progress
-from models.shrinkage import EXTRA_SETTINGS, EXTRA_TREES, FOLDS, Labelled, Tuned, fine_tune
+from models.shrinkage import EXTRA_SETTINGS, FOLDS, SIZES, Choice, Labelled, Sizes, Tuned, fine_tune
 
 TUNING_FILE = "tuning.json"
 
@@ -60,6 +59,9 @@ class Report(Struct, frozen=True):
     """How far the leaves could move, as a standard deviation of the margin; 0: only the calibration changed."""
 
     n_extra_trees: int
+    is_anew: bool
+    """The labels alone told more than the parent: nothing of it is kept."""
+
     losses: dict[str, float]
     """Mean logistic loss of left-out accounts, by `spread / extra trees`."""
 
@@ -70,7 +72,7 @@ def tune(
     output: Path,
     *,
     seed: int = 1,
-    extra_trees: Sequence[int] = EXTRA_TREES,
+    sizes: Sizes = SIZES,
     progress: Progress,
 ) -> Report:
     """Fine-tune a version and write the new one.
@@ -82,7 +84,7 @@ def tune(
         source: Labelled transactions of the new chain or exchange.
         output: Folder of the new version, its name is the version; must not be sealed.
         seed: Of the folds and of the added trees.
-        extra_trees: Numbers of trees that may be added.
+        sizes: Numbers of trees to try.
         progress: Told of the progress.
 
     Raises:
@@ -109,7 +111,7 @@ def tune(
         raise InputError(f"{source.folder}: no payment of a labelled account to learn from")
     rows = dataset.matrix(records, sample.position, report=progress)
     labelled = Labelled(rows, sample.is_phishing, sample.account)
-    tuned = fine_tune(artifact, labelled, seed=seed, extra_trees=extra_trees)
+    tuned = fine_tune(artifact, labelled, seed=seed, sizes=sizes)
     result = _report(artifact, tuned, records, sample, seed=seed)
     _write(output, artifact, tuned, sample, result)
     _accompany(model, output, tuned, sample, rows)
@@ -155,8 +157,13 @@ def _report(artifact: Artifact, tuned: Tuned, records: Records, sample: Sample, 
         after=_fit(tuned.margins, tuned, sample),
         spread=tuned.choice.spread,
         n_extra_trees=tuned.choice.n_extra,
-        losses={f"{spread:g} / {n_extra}": loss for (spread, n_extra), loss in tuned.losses.items()},
+        is_anew=tuned.choice.is_anew,
+        losses={_name(choice): loss for choice, loss in tuned.losses.items()},
     )
+
+
+def _name(choice: Choice) -> str:
+    return f"anew / {choice.n_extra}" if choice.is_anew else f"{choice.spread:g} / {choice.n_extra}"
 
 
 def _fit(margins: NDArray[np.float64], tuned: Tuned, sample: Sample) -> Fit:
@@ -180,12 +187,13 @@ def _write(output: Path, artifact: Artifact, tuned: Tuned, sample: Sample, resul
         "labels": result.labels,
         "spread": result.spread,
         "extra_trees": result.n_extra_trees,
+        "is_anew": result.is_anew,
     }
     header = Header(
         name=parent.name,
         version=output.resolve().name,
         schema=parent.schema,
-        features=parent.features,
+        features=[schema.FEATURES[column].name for column in tuned.forest.columns.tolist()],
         calibration=Calibration(
             tuned.slope, tuned.intercept + shift, prior, f"left-out accounts of {FOLDS} folds of the labels tuned to"
         ),

@@ -194,7 +194,9 @@ def at(domain: Domain, n_accounts: int, seed: int) -> list[Point]:
     points = []
     for way, margins in ways.items():
         roc_auc, average_precision, recall = intervals.ranking(judged.is_phishing, margins, weight)[0][:3]
-        choice = f"spread {tuned.choice.spread:g}, {tuned.choice.n_extra} trees" if way == "fine-tuned" else ""
+        choice = "" if way != "fine-tuned" else f"spread {tuned.choice.spread:g}, {tuned.choice.n_extra} trees"
+        if way == "fine-tuned" and tuned.choice.is_anew:
+            choice = "anew"
         points.append(
             Point(
                 domain.name, n_accounts, len(drawn[0]), seed, way, len(judged.account),

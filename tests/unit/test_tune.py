@@ -1,26 +1,28 @@
 """Fine-tuning: what is kept, what moves, what it is chosen by, and the version that comes of it."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-import typer.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
+from features import schema
 from features.errors import InputError, UsageError
 from models import compact, dataset, drift, registry, shrinkage, tune
 from models.scorer import Scorer
 from models.shrinkage import ACCOUNTS_MIN, FOLDS, Forest, Labelled
-from service import cli
 from tests import boosters
 from tests.archives import write_archive, write_labels
 from tests.datafolder import write_folder
 
-FEW = (0, 4)
-"""Trees to add: enough to see that they are, and little time."""
+FEW = shrinkage.Sizes((0, 4), 4)
+"""Enough trees to see that they are, and little time."""
 
 
 def artifact(folder: Path, *, n_trees: int = 20, **settings_of_lightgbm: float) -> compact.Artifact:
@@ -113,7 +115,7 @@ def test_labels_without_a_pattern_move_little(tmp_path: Path) -> None:
     """Where labels say nothing, the loss of accounts left out is near that of a coin, not beyond it."""
     model = artifact(tmp_path)
 
-    tuned = shrinkage.fine_tune(model, labelled(60), seed=1, extra_trees=FEW)
+    tuned = shrinkage.fine_tune(model, labelled(60), seed=1, sizes=FEW)
 
     assert tuned.losses[tuned.choice] == min(tuned.losses.values())
     assert tuned.losses[tuned.choice] < np.log(2) + 0.05
@@ -125,7 +127,7 @@ def test_labels_with_a_pattern_are_learnt(tmp_path: Path) -> None:
     model = artifact(tmp_path)
     data, others = labelled(120, shift=1e6), labelled(100, seed=8, shift=1e6)
 
-    tuned = shrinkage.fine_tune(model, data, seed=1, extra_trees=FEW)
+    tuned = shrinkage.fine_tune(model, data, seed=1, sizes=FEW)
 
     margins = tuned.forest.margins(others.rows)
     before = Forest.of(model).margins(others.rows)
@@ -142,7 +144,7 @@ def test_same_labels_give_the_same_model(tmp_path: Path) -> None:
     """Twice the same input gives the same leaves to the last bit."""
     model, data = artifact(tmp_path), labelled(60, shift=1e6)
 
-    one, other = (shrinkage.fine_tune(model, data, seed=1, extra_trees=FEW) for _ in range(2))
+    one, other = (shrinkage.fine_tune(model, data, seed=1, sizes=FEW) for _ in range(2))
 
     assert one.forest.leaf.tobytes() == other.forest.leaf.tobytes()
     assert (one.choice, one.slope, one.intercept) == (other.choice, other.slope, other.intercept)
@@ -218,7 +220,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def version(tmp_path_factory: pytest.TempPathFactory, data: Path, parent: Path) -> Path:
     """The version fine-tuned to the data folder."""
     folder = tmp_path_factory.mktemp("tune") / "drawn" / "exchange-1"
-    tune.tune(parent, data, folder, extra_trees=FEW, progress=silent)
+    tune.tune(parent, data, folder, sizes=FEW, progress=silent)
     return folder
 
 
@@ -307,14 +309,37 @@ def test_archive_is_learnt_from_to_its_end(parent: Path, tmp_path: Path) -> None
     archive = write_archive(data, tmp_path / "archive")
     labels = write_labels(data, tmp_path / "labels.csv", known_from="2018-01-01")
     output = tmp_path / "drawn" / "3"
-    options = ["--data", archive, "--labels", labels, "--model", parent, "--output", output]
+    source = dataset.Source(archive, labels)
 
-    done = typer.testing.CliRunner().invoke(cli.app, ["tune", *map(str, options)])
+    report = tune.tune(parent, source, output, sizes=FEW, progress=silent)
 
-    assert done.exit_code == 0, done.output
-    records = dataset.read(dataset.Source(archive, labels))
-    sample = dataset.sample(records)
-    report = msgspec.json.decode((output / tune.TUNING_FILE).read_bytes(), type=tune.Report)
+    sample = dataset.sample(dataset.read(source))
     assert report.n_rows == (sample.account >= 0).sum() > (sample.time < dataset.TEST_START).sum()
-    assert f"{report.after.roc_auc:.3f} after" in done.output
     assert registry.verify(output).version == "3"
+
+
+def test_command_tells_too_few_labels(parent: Path, tmp_path: Path) -> None:
+    """By the command, too few labelled accounts end with 1 and one line that names the number and the least."""
+    folder = write_folder(tmp_path / "data", n_accounts=12)
+    options = ["--data", folder, "--model", parent, "--output", tmp_path / "drawn" / "4"]
+    command = [sys.executable, "-m", "service.cli", "tune", *map(str, options)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert re.search(rf"^falconet: \d labelled phishing accounts .* at least {ACCOUNTS_MIN}$", done.stderr, re.M)
+
+
+def test_labels_of_another_kind_start_anew(tmp_path: Path) -> None:
+    """Where the difference lies in features that the shipped model does not read, the new one reads them."""
+    model = artifact(tmp_path)
+    unread = [i for i, feature in enumerate(schema.FEATURES) if feature.trained and i not in boosters.READ]
+    data, others = (labelled(120, seed=seed) for seed in (5, 8))
+    for part in (data, others):
+        part.rows[:, unread[0]] = np.where(part.is_phishing, 3.0, 1.0)
+
+    tuned = shrinkage.fine_tune(model, data, seed=1, sizes=FEW)
+
+    assert tuned.choice.is_anew
+    assert unread[0] in tuned.forest.columns
+    assert separation(tuned.forest.margins(others.rows), others.is_phishing) == 1.0
