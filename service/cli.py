@@ -236,15 +236,43 @@ def train(
     validation_start: ValidationStart = VALIDATION_START,
     test_start: TestStart = TEST_START,
     accounts_max: AccountsMax = ACCOUNTS_MAX,
+    review_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--review-false-positive-rate",
+            metavar="SHARE",
+            help="Of normal transactions, those that may reach review. [default: 0.01]",
+        ),
+    ] = None,
+    block_rate: Annotated[
+        float,
+        typer.Option(
+            "--block-false-positive-rate", metavar="SHARE", help="Of normal transactions, those that may reach block."
+        ),
+    ] = 0.001,
+    alerts: Annotated[
+        float | None,
+        typer.Option("--alerts-per-day", metavar="N", help="Choose review by the alerts that people can look at."),
+    ] = None,
+    transactions: Annotated[
+        float | None, typer.Option("--transactions-per-day", metavar="N", help="Among which those alerts come.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smaller models in two minutes, judged by the validation period alone.")
+    ] = False,
     seed: Seed = 1,
 ) -> None:
-    """Train the served model and the large one beside it, and write both with their evaluation."""
+    """Train the served model and the large one that teaches it, and write both with their evaluation."""
     source = _source(data, labels, as_of, validation_start, test_start, accounts_max)
-    from models import train
+    from models import thresholds, train
     from models.progress import progress
 
+    budget = thresholds.budget(
+        review_rate=review_rate, block_rate=block_rate, alerts_per_day=alerts, transactions_per_day=transactions
+    )
+    plan = train.QUICK if quick else train.FULL
     with progress() as report:
-        train.train(source, output, seed=seed, progress=report)
+        train.train(source, output, seed=seed, progress=report, plan=plan, budget=budget)
     typer.echo(f"wrote the model and its evaluation to {output}")
 
 

@@ -9,15 +9,20 @@ import pytest
 
 from features import schema
 from features.errors import ArtifactError, InputError
-from models import compact, dataset, drift, registry, train
-from models.dataset import ACCOUNT_ROWS_MAX, BACKGROUND, TEST_START, VALIDATION_START
+from models import ablation, compact, dataset, distil, drift, learning, registry, selection, thresholds, train
+from models.dataset import ACCOUNT_ROWS_MAX, BACKGROUND, TEST_START, VALIDATION_START, Cuts, Source
 from models.report import Report, markdown
 from models.scorer import Scorer
 from tests.datafolder import address, write_folder
 
 SMALL = {"num_leaves": 15, "min_data_in_leaf": 10, "learning_rate": 0.2}
-SERVED = train.SERVED | SMALL | {"n_trees": 30}
-TEACHER = train.TEACHER | SMALL | {"n_trees": 40}
+PLAN = train.Plan(
+    teacher=train.TEACHER | SMALL | {"n_trees": 40},
+    student=distil.STUDENT | SMALL | {"n_trees": 30},
+    effort=selection.Effort(n_trees=15, every=2, many=2, few=2),
+    n_unlabelled=500,
+    n_replicates=20,
+)
 
 
 def silent(_stage: str, _n_done: int, _n: int) -> None:
@@ -36,10 +41,9 @@ def records(folder: Path) -> dataset.Records:
     return dataset.read(folder)
 
 
-def run(folder: Path, output: Path, *, seed: int = 1) -> Report:
+def run(data: Path | Source, output: Path, *, seed: int = 1, plan: train.Plan = PLAN) -> Report:
     """Train small models."""
-    settings = {"served_settings": SERVED, "teacher_settings": TEACHER}
-    return train.train(folder, output, seed=seed, n_replicates=20, progress=silent, **settings)
+    return train.train(data, output, seed=seed, plan=plan, progress=silent)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def test_training_writes_all_there_is_to_a_model(trained: tuple[Path, Report]) -
 
     assert {path.name for path in output.iterdir()} == {
         "model.falconet", "teacher.txt.gz", "teacher.json", "evaluation.md", "evaluation.json",
-        "reference.json", "model-card.md", "model-card.json",
+        "reference.json", "ablation.json", "model-card.md", "model-card.json",
     }  # fmt: skip
     scorer = Scorer.load(output / registry.MODEL_FILE)
     assert (scorer.model.name, scorer.model.version) == ("falconet", "7")
@@ -262,21 +266,21 @@ def test_no_later_row_is_learnt_from(records: dataset.Records) -> None:
     sample = dataset.sample(records)
     rows = dataset.matrix(records, sample.position)
 
-    parts = train.learning_parts(records, sample, rows, seed=1, report=silent)
+    parts = learning.learning_parts(records, sample, rows, seed=1, report=silent)
 
     n_before = int((sample.time < VALIDATION_START).sum())
     assert len(parts.rows) == len(parts.weight) == 2 * n_before
-    np.testing.assert_array_equal(parts.rows[:n_before], rows[:n_before][:, train.trained_columns()])
-    assert parts.weight[n_before:].sum() == pytest.approx(train.COLD_COPY * parts.weight[:n_before].sum())
+    np.testing.assert_array_equal(parts.rows[:n_before], rows[:n_before][:, learning.trained_columns()])
+    assert parts.weight[n_before:].sum() == pytest.approx(learning.COLD_COPY * parts.weight[:n_before].sum())
 
 
 def test_kinds_and_accounts_weigh_as_stated(records: dataset.Records) -> None:
     """Phishing, A, B and background have their shares of the weight, and within a kind every account weighs alike."""
     sample = dataset.sample(records)
 
-    weight = train.weights(sample)
+    weight = learning.weights(sample)
 
-    total = sum(train.SHARES.values())
+    shares = {"phishing": 0.4, "A": 0.3, "B": 0.3, "background": 0.09}
     kinds = {
         "phishing": sample.is_phishing,
         "A": ~sample.is_phishing & (sample.source == "A"),
@@ -284,9 +288,70 @@ def test_kinds_and_accounts_weigh_as_stated(records: dataset.Records) -> None:
         "background": sample.account == BACKGROUND,
     }
     for kind, chosen in kinds.items():
-        assert weight[chosen].sum() / weight.sum() == pytest.approx(train.SHARES[kind] / total)
+        assert weight[chosen].sum() / weight.sum() == pytest.approx(shares[kind] / 1.09)
     by_account = np.bincount(sample.account[kinds["A"]], weights=weight[kinds["A"]])
     assert by_account[by_account > 0] == pytest.approx(by_account.max())
+
+
+def test_normal_accounts_without_a_source_weigh_as_all_normal_ones(records: dataset.Records) -> None:
+    """Labels that name no source, as an archive's may, leave the shares of phishing and normal as they are."""
+    sample = dataset.sample(records)
+    sample = sample._replace(source=np.zeros_like(sample.source))
+
+    weight = learning.weights(sample)
+
+    normal = ~sample.is_phishing & (sample.account != BACKGROUND)
+    assert weight[normal].sum() / weight.sum() == pytest.approx(0.6 / 1.09)
+
+
+def test_unlabelled_rows_are_earlier_payments_of_no_sample(records: dataset.Records) -> None:
+    """They pay, come before the validation period and are not learnt from as labelled rows already."""
+    sample = dataset.sample(records)
+
+    position = learning.unlabelled(records, sample, 400, seed=1)
+
+    assert 0 < len(position) <= 400
+    assert (np.diff(position) > 0).all()
+    assert (records.packed[position, 7] < VALIDATION_START).all()
+    assert (records.packed.view(np.float64)[position, 6] > 0).all()
+    assert not np.isin(position, sample.position).any()
+
+
+def test_moved_dates_move_what_is_learnt(folder: Path, tmp_path: Path) -> None:
+    """With an earlier validation period fewer rows are learnt from, and the header names the moved days."""
+    month = 30 * 86_400
+    moved = Source(folder, cuts=Cuts(VALIDATION_START - month, TEST_START - month))
+
+    run(moved, tmp_path / "7", plan=PLAN._replace(is_quick=True))
+
+    header = compact.read(tmp_path / "7" / registry.MODEL_FILE).header
+    sample = dataset.sample(dataset.read(moved))
+    assert header.training.n_rows == (sample.time < VALIDATION_START - month).sum()
+    assert "2018-06-01 to 2018-08-31" in header.calibration.chosen
+
+
+def test_quick_training_is_judged_by_the_validation_period(folder: Path, tmp_path: Path) -> None:
+    """No figure of a quick training comes from the test period, and there is no ablation."""
+    report = run(folder, tmp_path / "7", plan=PLAN._replace(is_quick=True))
+
+    assert (report.start, report.end <= "2018-09-30") == ("2018-07-01", True)
+    assert not (tmp_path / "7" / "ablation.json").exists()
+
+
+def test_ablation_judges_each_step_on_both_periods(trained: tuple[Path, Report]) -> None:
+    """The student's own line has the served model's size, and its figures on the test period are the report's."""
+    output, report = trained
+    found = msgspec.json.decode((output / "ablation.json").read_bytes(), type=ablation.Ablation)
+    scorer = Scorer.load(output / registry.MODEL_FILE)
+
+    names = [step.step for step in found.steps]
+    assert names == [step.step for step in found.validation]
+    assert names[0] == "teacher"
+    student = next(step for step in found.steps if step.step.endswith("the student"))
+    assert (student.n_trees, student.n_features) == (scorer.header.n_trees, compact.FEATURES_MAX)
+    assert student.bytes < scorer.model.n_bytes
+    assert student.roc_auc.value == pytest.approx(report.models[0].rankings[0].roc_auc.value, abs=1e-3)
+    assert student.roc_auc != next(s for s in found.validation if s.step == student.step).roc_auc
 
 
 def test_calibration_finds_the_slope() -> None:
@@ -299,10 +364,10 @@ def test_calibration_finds_the_slope() -> None:
     no = np.zeros(n, dtype=bool)
     sample = dataset.Sample(zeros, zeros, zeros, zeros, is_phishing, np.full(n, "A"), no)
 
-    slope, intercept = train.calibrate(2 * truth, sample)
+    slope, intercept = thresholds.calibrate(2 * truth, sample)
 
     assert slope == pytest.approx(0.5, abs=0.02)
-    assert intercept == pytest.approx(np.log(train.PRIOR / (1 - train.PRIOR)), abs=0.05)
+    assert intercept == pytest.approx(np.log(thresholds.PRIOR / (1 - thresholds.PRIOR)), abs=0.05)
 
 
 def test_too_little_data_is_refused(tmp_path: Path) -> None:
