@@ -7,7 +7,7 @@ period is looked at once, by the report. The dates are the data folder's protoco
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,25 +31,15 @@ from models import (
     thresholds,
 )
 from models.dataset import Cuts, Records, Report, Sample, Source
-from models.learning import FIXED, Parts, Say, Settings, trained_columns
+from models.learning import FIXED, Parts, Settings, trained_columns
 from models.scorer import Scorer
+from models.teacher import QUICK_TEACHER, TEACHER
+from models.teacher import fit as fit_teacher
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 NAME = "falconet"
-
-TEACHER: Settings = {
-    "objective": "binary",
-    "n_trees": 800,
-    "learning_rate": 0.04,
-    "num_leaves": 63,
-    "max_depth": -1,
-    "min_data_in_leaf": 100,
-    "feature_fraction": 0.15,
-    "lambda_l2": 5.0,
-}
-"""Validation ROC AUC, all / against A / against B / new / first: 0.959 / 0.942 / 0.963 / 0.938 / 0.816."""
 
 
 class Plan(NamedTuple):
@@ -66,7 +56,7 @@ class Plan(NamedTuple):
 
 FULL = Plan()
 QUICK = Plan(
-    teacher=TEACHER | {"n_trees": 150, "learning_rate": 0.15, "num_leaves": 31},
+    teacher=QUICK_TEACHER,
     student=distil.STUDENT | {"n_trees": 100, "learning_rate": 0.3},
     effort=selection.QUICK,
     n_unlabelled=50_000,
@@ -184,7 +174,7 @@ def _teach(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -
     cells = held.parts._replace(rows=compact.quantise(held.parts.rows))
     judged = compact.quantise(held.rows[early][:, trained_columns()])
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(_fit_teacher, held.parts, plan.teacher, seed=seed, say=partial(progress, "teacher"))
+        asked = pool.submit(fit_teacher, held.parts, plan.teacher, seed=seed, say=partial(progress, "teacher"))
         kept = selection.choose(
             cells,
             held.sample.take(early),
@@ -198,20 +188,6 @@ def _teach(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -
         booster = asked.result()
     margins = _margins(booster, held.rows[held.tuned][:, trained_columns()])
     return Learnt(booster, *thresholds.calibrate(margins, held.sample.take(held.tuned))), kept
-
-
-def _fit_teacher(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
-    import lightgbm
-
-    names = [schema.FEATURES[i].name for i in trained_columns().tolist()]
-    data = lightgbm.Dataset(parts.rows, parts.is_phishing, weight=parts.weight, feature_name=names)
-    n_trees = int(settings["n_trees"] or 0)
-    asked = FIXED | {name: value for name, value in settings.items() if name != "n_trees"} | {"seed": seed}
-
-    def tell(environment: Any) -> None:
-        say(environment.iteration + 1, n_trees)
-
-    return lightgbm.train(asked, data, n_trees, callbacks=[tell])
 
 
 def _margins(booster: "Booster", rows: NDArray[np.float32]) -> NDArray[np.float64]:

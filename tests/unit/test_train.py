@@ -17,7 +17,7 @@ from tests.datafolder import address, write_folder
 
 SMALL = {"num_leaves": 15, "min_data_in_leaf": 10, "learning_rate": 0.2}
 PLAN = train.Plan(
-    teacher=train.TEACHER | SMALL | {"n_trees": 40},
+    teacher=train.TEACHER | SMALL | {"n_members": 2, "n_trees": 20, "lambda_l2": 1.0},
     student=distil.STUDENT | SMALL | {"n_trees": 30},
     effort=selection.Effort(n_trees=15, every=2, many=2, few=2),
     n_unlabelled=500,
