@@ -7,6 +7,7 @@ import numpy as np
 from features import schema
 from features.compiled import compiled
 from features.observe import (
+    significant_digits,
     weights,
 )
 from features.table import (
@@ -15,6 +16,7 @@ from features.table import (
     EPOCH,
     EPOCH_S,
     FLAGGED,
+    GAPS,
     HALF_LIVES_S,
     IN_AGE,
     KNOWN_FROM,
@@ -30,6 +32,7 @@ from features.table import (
     PASSED,
     RECIPIENTS,
     RECIPIENTS_BEFORE,
+    ROUND,
     SENDERS,
     SENDERS_BEFORE,
     SINCE,
@@ -52,9 +55,10 @@ _LINEAR = np.array(
 )  # linear counting (Whang et al., 1990) over 64 bits
 
 _SIDE = schema.side_index
-_MAGNITUDE_1D, _MAGNITUDE_30D = _SIDE("in_magnitude_1d"), _SIDE("in_magnitude_30d")
+_BALANCE_1D, _MAGNITUDE_30D = _SIDE("balance_1d"), _SIDE("in_magnitude_30d")
 _COUNT_BALANCE, _SENDERS_SEEN, _SECONDS_IN = _SIDE("count_balance_30d"), _SIDE("senders"), _SIDE("seconds_since_in")
 _IN_AGE_MEAN, _ONWARD_MEAN, _IN_MAX = _SIDE("in_age"), _SIDE("onward"), _SIDE("in_max")
+_GAP, _ROUND_SHARE = _SIDE("in_gap"), _SIDE("in_round_share")
 _OVER_IN, _TOKEN_SEEN, _EXPOSURE = _SIDE("amount_over_in"), _SIDE("token_in_30d"), _SIDE("exposure_direct")
 _SIDE_LENGTH = len(schema.SENDER_FEATURES)
 
@@ -95,9 +99,6 @@ def emit_unknown(row, start, known_s):
         if known_s >= 2 * HALF_LIVES_S[k]:
             for j in range(4):
                 row[start + 4 * k + j] = 0.0
-    if known_s >= 2 * DAY_S:
-        row[start + _MAGNITUDE_1D + 5] = 0.0
-        row[start + _MAGNITUDE_1D + 6] = 0.0
     if known_s >= 2 * HALF_LIVES_S[3]:
         row[start + _MAGNITUDE_30D + 5] = 0.0
         row[start + _MAGNITUDE_30D + 6] = 0.0
@@ -108,18 +109,28 @@ def emit_unknown(row, start, known_s):
 
 
 @compiled
-def emit_moments(row, start, s, j, weight, counts, known):
-    """Write magnitude, spread, balance and new counterparties of one half-life; order as in the schema."""
+def emit_moments(row, j, total, squares, n):
+    """Write mean and standard deviation of what was summed; both stay NaN without any."""
+    if n > TINY:
+        mean = total / n
+        row[j] = mean
+        row[j + 1] = math.sqrt(max(squares / n - mean * mean, 0.0))
+
+
+@compiled
+def emit_means(row, start, s, time, last_in):
+    """Write what an account's payments are like on average, whenever they were: sizes, intervals, roundness."""
     for way in range(2):
-        n = s[counts + way]
-        if n > TINY:
-            mean = s[j + 2 * way] / n
-            row[start + 2 * way] = mean
-            row[start + 2 * way + 1] = math.sqrt(max(s[j + 2 * way + 1] / n - mean * mean, 0.0))
-    row[start + 4] = balance(s[counts + 2], s[counts + 3])
-    if known:
-        row[start + 5] = s[j + 4] * weight
-        row[start + 6] = s[j + 5] * weight
+        n = s[SUMS + 12 + way]
+        j = LOGS + 2 * way
+        emit_moments(row, start + _MAGNITUDE_30D + 2 * way, s[j], s[j + 1], n)
+        j = GAPS + 3 * way
+        emit_moments(row, start + _GAP + 2 * way, s[j], s[j + 1], s[j + 2])
+        row[start + _ROUND_SHARE + way] = share(s[ROUND + way], n)
+    row[start + _BALANCE_1D] = balance(s[SUMS + 6], s[SUMS + 7])
+    row[start + _MAGNITUDE_30D + 4] = balance(s[SUMS + 14], s[SUMS + 15])
+    if last_in != 0:
+        row[start + _GAP + 4] = math.log10(1.0 + max(time - last_in, 0)) - row[start + _GAP]
 
 
 @compiled
@@ -135,19 +146,20 @@ def emit_side(table, slot, row, start, amount, time, has_lists, w):
             for j in range(4):
                 row[start + 4 * k + j] = s[SUMS + 4 * k + j] * w[k]
     known_30d = known_s >= 2 * HALF_LIVES_S[3]
-    emit_moments(row, start + _MAGNITUDE_1D, s, LOGS, w[1], SUMS + 4, known_s >= 2 * DAY_S)
-    emit_moments(row, start + _MAGNITUDE_30D, s, LOGS + 6, w[3], SUMS + 12, known_30d)
+    emit_means(row, start, s, time, np.int64(times[LAST_IN]))
 
     received, paid = s[SUMS + 12], s[SUMS + 13]
     j = start + _COUNT_BALANCE
     row[j] = balance(received, paid)
-    row[j + 1] = share(s[LOGS + 10], received)
-    row[j + 2] = share(s[LOGS + 11], paid)
+    row[j + 1] = share(s[LOGS + 4], received)
+    row[j + 2] = share(s[LOGS + 5], paid)
     row[j + 3] = share(s[SUMS + 4] * w[1], received * w[3])
     row[j + 4] = share(s[SUMS + 5] * w[1], paid * w[3])
 
     behind = time // EPOCH_S - np.int64(times[EPOCH])
     if known_30d:
+        row[start + _MAGNITUDE_30D + 5] = s[LOGS + 4] * w[3]
+        row[start + _MAGNITUDE_30D + 6] = s[LOGS + 5] * w[3]
         row[start + _SENDERS_SEEN] = distinct(words, SENDERS, SENDERS_BEFORE, behind)
         row[start + _SENDERS_SEEN + 1] = distinct(words, RECIPIENTS, RECIPIENTS_BEFORE, behind)
         for way in range(2):
@@ -175,7 +187,7 @@ def emit_side(table, slot, row, start, amount, time, has_lists, w):
 
 @compiled
 def emit_transaction(row, amount, flags, input_bytes, is_self):
-    """Write the columns of the transaction itself."""
+    """Write the columns of the transaction itself and return the digits of its amount."""
     row[0] = amount
     row[1] = 1.0 if flags & IS_TOKEN else 0.0
     row[2] = 1.0 if flags & IS_CREATION else 0.0
@@ -184,6 +196,9 @@ def emit_transaction(row, amount, flags, input_bytes, is_self):
     row[4] = method if method != METHOD_UNKNOWN else np.nan
     row[5] = input_bytes if input_bytes >= 0 else np.nan
     row[6] = 1.0 if is_self else 0.0
+    digits = significant_digits(amount)
+    row[7] = digits
+    return digits
 
 
 @compiled

@@ -73,7 +73,7 @@ def run(table, records, floats, rows, hits, w, observing):
 
         row = rows[i]
         is_self = has_recipient and a == d and b == e and c == f
-        emit_transaction(row, amount, flags, np.int64(records[i, 9]), is_self)
+        digits = emit_transaction(row, amount, flags, np.int64(records[i, 9]), is_self)
         known_s = time - table.meta[HORIZON]
         has_lists = table.flagged != 0
         if sender >= 0:
@@ -98,11 +98,13 @@ def run(table, records, floats, rows, hits, w, observing):
         if sender < 0:
             sender = insert(table, a, b, c, sender_hash, time, recipient)
             recipient = sender if is_self else recipient
-        observe_sender(table, sender, flags, amount, time, recipient_hash, is_first, w)
+        observe_sender(table, sender, flags, amount, digits, time, recipient_hash, is_first, w)
         if has_recipient:
             if recipient < 0:
                 recipient = insert(table, d, e, f, recipient_hash, time, sender)
-            observe_recipient(table, recipient, sender, flags, amount, time, sender_hash, is_first, sender_lists, w)
+            observe_recipient(
+                table, recipient, sender, flags, amount, digits, time, sender_hash, is_first, sender_lists, w
+            )
             observe_pair(table, pair, spare, tag, recipient_hash, amount if moved else 0.0, time)
     if not observing and started == 0:
         table.meta[STARTED] = table.meta[HORIZON] = table.meta[SINCE] = 0

@@ -15,11 +15,13 @@ from features.table import (
     BUCKET_HORIZON,
     DAY_S,
     DECAYED_30D,
+    DIGITS_MAX,
+    DIGITS_TOLERANCE,
     EPOCH,
     EPOCH_S,
     FAILED,
-    FIRST_SEEN,
     FLAGGED,
+    GAPS,
     HORIZON,
     IN_AGE,
     KNOWN_FROM,
@@ -42,6 +44,8 @@ from features.table import (
     PASSED,
     RECIPIENTS,
     RECIPIENTS_BEFORE,
+    ROUND,
+    ROUND_DIGITS_MAX,
     SENDERS,
     SENDERS_BEFORE,
     SINCE,
@@ -67,6 +71,23 @@ from features.transaction import (
     METHOD_PERMIT,
     METHOD_SHIFT,
 )
+
+
+@compiled
+def significant_digits(amount):
+    """Return how many decimal digits write an amount, 1 to 4, 5 for more, NaN for none.
+
+    Amounts within 1e-5 of a shorter number count as that: a source's rounding of wei changes nothing, and the fee
+    that an exchange or a wallet takes off (1e-4 and more of an ether) still shows.
+    """
+    if not amount > 0.0:
+        return math.nan
+    x = amount / 10.0 ** math.floor(math.log10(amount))
+    for n in range(1, DIGITS_MAX):
+        if abs(x - math.floor(x + 0.5)) < DIGITS_TOLERANCE * x:
+            return float(n)
+        x *= 10.0
+    return float(DIGITS_MAX)
 
 
 @compiled
@@ -123,8 +144,6 @@ def advance(table, slot, time, w):
     for k in range(4):
         for j in range(SUMS + 4 * k, SUMS + 4 * k + 4):
             s[j] = decayed(s[j], w[k])
-    for j in range(LOGS, DECAYED_30D):
-        s[j] = decayed(s[j], w[1])
     for j in range(DECAYED_30D, MAXIMA):
         s[j] = decayed(s[j], w[3])
     table.u32[slot, UPDATED] = time
@@ -158,7 +177,7 @@ def observe_pair(table, row, spare, tag, other, amount, time):
 
 
 @compiled
-def observe_side(table, slot, incoming, amount, time, other, is_first, w):
+def observe_side(table, slot, incoming, amount, digits, time, other, is_first, w):
     """Add a payment of `amount` > 0 to one side's sums."""
     s = table.f32[slot]
     updated = np.int64(table.u32[slot, UPDATED])
@@ -169,13 +188,21 @@ def observe_side(table, slot, incoming, amount, time, other, is_first, w):
         s[SUMS + 4 * k + way] += np.float32(w[k])
         s[SUMS + 4 * k + 2 + way] += np.float32(w[k] * amount)
     magnitude = math.log10(amount)
-    for k in range(2):
-        weight = w[1 + 2 * k]
-        j = LOGS + 6 * k
-        s[j + 2 * way] += np.float32(weight * magnitude)
-        s[j + 2 * way + 1] += np.float32(weight * magnitude * magnitude)
-        if is_first:
-            s[j + 4 + way] += np.float32(weight)
+    s[LOGS + 2 * way] += np.float32(w[3] * magnitude)
+    s[LOGS + 2 * way + 1] += np.float32(w[3] * magnitude * magnitude)
+    if is_first:
+        s[LOGS + 4 + way] += np.float32(w[3])
+    if digits <= ROUND_DIGITS_MAX:
+        s[ROUND + way] += np.float32(w[3])
+    last = np.int64(table.u32[slot, LAST_IN + way])
+    # A late event's gap is not known: what came before it is forgotten.
+    if 0 < last <= time:
+        gap = math.log10(1.0 + time - last)
+        j = GAPS + 3 * way
+        s[j] += np.float32(w[3] * gap)
+        s[j + 1] += np.float32(w[3] * gap * gap)
+        s[j + 2] += np.float32(w[3])
+    table.u32[slot, LAST_IN + way] = max(last, time)
     s[(IN_AGE if incoming else OUT_AGE)] += np.float32(w[3] * late / DAY_S)
 
     epoch = time // EPOCH_S
@@ -220,7 +247,7 @@ def observe_exposure(table, slot, sender, amount, time, flagged, w):
 
 
 @compiled
-def observe_sender(table, slot, flags, amount, time, recipient_hash, is_first, w):
+def observe_sender(table, slot, flags, amount, digits, time, recipient_hash, is_first, w):
     """Make the transaction part of the sender's past."""
     advance(table, slot, time, w)
     method = (flags >> METHOD_SHIFT) & 0xFF
@@ -228,8 +255,7 @@ def observe_sender(table, slot, flags, amount, time, recipient_hash, is_first, w
         observe_minor(table, slot, FAILED, time, w)
     elif amount > 0.0:
         observe_onward(table, slot, time, w)
-        observe_side(table, slot, False, amount, time, recipient_hash, is_first, w)
-        table.u32[slot, LAST_OUT] = max(table.u32[slot, LAST_OUT], np.uint32(time))
+        observe_side(table, slot, False, amount, digits, time, recipient_hash, is_first, w)
     else:
         observe_minor(table, slot, TOKEN_OUT if flags & IS_TOKEN else ZERO_OUT, time, w)
         if method in (METHOD_APPROVE, METHOD_PERMIT, METHOD_APPROVE_ALL):
@@ -237,7 +263,7 @@ def observe_sender(table, slot, flags, amount, time, recipient_hash, is_first, w
 
 
 @compiled
-def observe_recipient(table, slot, sender, flags, amount, time, sender_hash, is_first, sender_lists, w):
+def observe_recipient(table, slot, sender, flags, amount, digits, time, sender_hash, is_first, sender_lists, w):
     """Make the transaction part of the recipient's past; a failed one moved nothing."""
     advance(table, slot, time, w)
     if flags & IS_FAILED:
@@ -245,8 +271,7 @@ def observe_recipient(table, slot, sender, flags, amount, time, sender_hash, is_
     if amount > 0.0:
         if table.flagged != 0:
             observe_exposure(table, slot, sender, amount, time, sender_lists & table.flagged != 0, w)
-        observe_side(table, slot, True, amount, time, sender_hash, is_first, w)
-        table.u32[slot, LAST_IN] = max(table.u32[slot, LAST_IN], np.uint32(time))
+        observe_side(table, slot, True, amount, digits, time, sender_hash, is_first, w)
     else:
         observe_minor(table, slot, TOKEN_IN if flags & IS_TOKEN else ZERO_IN, time, w)
 
@@ -272,7 +297,6 @@ def merge_account(table, slot, other, other_slot, w):
         table.u64[slot, j] |= other.u64[other_slot, j]
     for j in (KNOWN_FROM, LAST_IN, LAST_OUT):
         table.u32[slot, j] = max(table.u32[slot, j], other.u32[other_slot, j])
-    table.u32[slot, FIRST_SEEN] = min(table.u32[slot, FIRST_SEEN], other.u32[other_slot, FIRST_SEEN])
 
 
 @compiled

@@ -44,6 +44,12 @@ def _transaction() -> list[Feature]:
         ),
         Feature("input_bytes", "bytes", "Length of the input; NaN unknown.", "its input has {value} bytes", False),
         Feature("is_self", "0 or 1", "Sender and recipient are one address.", "it pays its own sender"),
+        Feature(
+            "digits",
+            "digits",
+            "Significant digits of the amount in ether, within 1e-5: 1 to 4, 5 for more; NaN without an amount.",
+            "its amount is written with {value} significant digits (5: more than 4)",
+        ),
     ]
 
 
@@ -55,7 +61,7 @@ def _of_side(
 
 def _side(side: str, who: str) -> list[Feature]:
     feature = partial(_of_side, side, who)
-    return [*_flows(feature), *_moments(feature), *_habits(feature), *_minor(feature)]
+    return [*_flows(feature), *_moments(feature), *_rhythm(feature), *_habits(feature), *_minor(feature)]
 
 
 def _flows(feature: Callable[..., Feature]) -> list[Feature]:
@@ -74,43 +80,83 @@ def _flows(feature: Callable[..., Feature]) -> list[Feature]:
 
 
 def _moments(feature: Callable[..., Feature]) -> list[Feature]:
-    columns = []
-    for h in ("1d", "30d"):
-        for way, verb in (("in", "receives"), ("out", "pays")):
-            columns += [
-                feature(
-                    f"{way}_magnitude_{h}",
-                    "log10 ether",
-                    f"Mean of log10 of the amounts, decayed with half-life {h}.",
-                    f"{verb} typically 10^{{value}} ETH",
-                ),
-                feature(
-                    f"{way}_spread_{h}",
-                    "log10 ether",
-                    f"Standard deviation of log10 of the amounts, decayed with half-life {h}.",
-                    f"{verb} amounts that spread by a factor of 10^{{value}}",
-                ),
-            ]
+    columns = [_balance(feature, "1d")]
+    for way, verb in (("in", "receives"), ("out", "pays")):
         columns += [
             feature(
-                f"balance_{h}",
-                "-1 to 1",
-                f"(received - paid) / (received + paid), half-life {h}.",
-                "has a received-to-paid balance of {value}",
+                f"{way}_magnitude_30d",
+                "log10 ether",
+                "Mean of log10 of the amounts, decayed with half-life 30d.",
+                f"{verb} typically 10^{{value}} ETH",
             ),
             feature(
-                f"in_new_{h}",
-                "payments",
-                f"Payments from senders never met before, half-life {h}.",
-                f"got {{value}} payments from strangers ({h})",
-            ),
-            feature(
-                f"out_new_{h}",
-                "payments",
-                f"Payments to recipients never met before, half-life {h}.",
-                f"made {{value}} payments to strangers ({h})",
+                f"{way}_spread_30d",
+                "log10 ether",
+                "Standard deviation of log10 of the amounts, decayed with half-life 30d.",
+                f"{verb} amounts that spread by a factor of 10^{{value}}",
             ),
         ]
+    return [
+        *columns,
+        _balance(feature, "30d"),
+        feature(
+            "in_new_30d",
+            "payments",
+            "Payments from senders never met before, half-life 30d.",
+            "got {value} payments from strangers (30d)",
+        ),
+        feature(
+            "out_new_30d",
+            "payments",
+            "Payments to recipients never met before, half-life 30d.",
+            "made {value} payments to strangers (30d)",
+        ),
+    ]
+
+
+def _balance(feature: Callable[..., Feature], half_life: str) -> Feature:
+    return feature(
+        f"balance_{half_life}",
+        "-1 to 1",
+        f"(received - paid) / (received + paid), half-life {half_life}.",
+        "has a received-to-paid balance of {value}",
+    )
+
+
+def _rhythm(feature: Callable[..., Feature]) -> list[Feature]:
+    columns = []
+    for way, verb, events in (("in", "receives", "receipts"), ("out", "pays", "payments")):
+        columns += [
+            feature(
+                f"{way}_gap",
+                "log10 s",
+                f"Mean of log10(1 + seconds from one to the next) of the {events}, half-life 30d.",
+                f"{verb} every 10^{{value}} s",
+            ),
+            feature(
+                f"{way}_gap_spread",
+                "log10 s",
+                f"Standard deviation of log10(1 + seconds from one to the next) of the {events}, half-life 30d.",
+                f"{verb} at intervals that spread by a factor of 10^{{value}}",
+            ),
+        ]
+    columns.append(
+        feature(
+            "in_pause",
+            "log10",
+            "log10(1 + seconds_since_in) - in_gap.",
+            "has waited 10^{value} times its usual interval since the last receipt",
+        )
+    )
+    for way, verb, events in (("in", "receives", "receipts"), ("out", "pays", "payments")):
+        columns.append(
+            feature(
+                f"{way}_round_share",
+                "share",
+                f"Share of the {events} with at most 2 significant digits, half-life 30d.",
+                f"{verb} round amounts in {{value}} of cases",
+            )
+        )
     return columns
 
 
@@ -240,7 +286,7 @@ PAIR_START = RECIPIENT_START + len(RECIPIENT_FEATURES)
 
 _INDEX = {feature.name: i for i, feature in enumerate(FEATURES)}
 
-KERNEL_VERSION = 3
+KERNEL_VERSION = 4
 """Raised whenever the kernel computes a column differently under the same name."""
 
 FINGERPRINT = hashlib.sha256(

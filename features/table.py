@@ -22,6 +22,13 @@ EPOCH_S = 30 * DAY_S
 AMOUNT_MAX = 1e12
 """Ether; larger amounts count as this. 8,000 times all ether there is, and a float32 sum of 1e26 of them is finite."""
 
+DIGITS_MAX = 5
+"""Significant digits of an amount are told apart up to 4; this stands for more."""
+DIGITS_TOLERANCE = 1e-5
+"""Relative: wide enough for amounts rounded to 15 digits, finer than the fees that make a round amount odd."""
+ROUND_DIGITS_MAX = 2
+"""An amount of at most this many significant digits is round: 0.5, 12, 3000."""
+
 TINY = 1e-12
 """A decayed sum below this is 0: it keeps float32 out of subnormals, which cost a hundred cycles each."""
 
@@ -29,12 +36,13 @@ TINY = 1e-12
 KNOWN_FROM, UPDATED, LAST_IN, LAST_OUT, EPOCH = 5, 6, 7, 8, 9
 SENDERS, SENDERS_BEFORE, RECIPIENTS, RECIPIENTS_BEFORE = 5, 6, 7, 8  # 64-bit words: 32-bit words 10 to 17
 SUMS = 18  # in_count, out_count, in_amount, out_amount for each half-life
-LOGS = 34  # in_log, in_log2, out_log, out_log2, in_new, out_new for 1 d, then for 30 d
-TOKEN_IN, TOKEN_OUT, ZERO_IN, ZERO_OUT, FAILED, APPROVALS = 46, 47, 48, 49, 50, 51
-FLAGGED, PASSED, IN_AGE, OUT_AGE, ONWARD, ONWARD_COUNT = 52, 53, 54, 55, 56, 57
-MAXIMA = 58  # in, in_before, out, out_before
-DECAYED_30D = 40  # words 40 to 57 decay with 30 d
-FIRST_SEEN = 62
+LOGS = 34  # in_log, in_log2, out_log, out_log2, in_new, out_new
+GAPS = 40  # in_gap, in_gap2, in_gaps, out_gap, out_gap2, out_gaps: log10(1 + s) between events, and how many gaps
+ROUND = 46  # in, out
+TOKEN_IN, TOKEN_OUT, ZERO_IN, ZERO_OUT, FAILED, APPROVALS = 48, 49, 50, 51, 52, 53
+FLAGGED, PASSED, IN_AGE, OUT_AGE, ONWARD, ONWARD_COUNT = 54, 55, 56, 57, 58, 59
+MAXIMA = 60  # in, in_before, out, out_before
+DECAYED_30D = LOGS  # words 34 to 59 decay with 30 d
 
 # Words of the table's own counters.
 N_ACCOUNTS, HAND, HORIZON, N_EVICTED, N_PAIRS, N_PAIRS_EVICTED, STARTED, SINCE = range(8)
@@ -162,7 +170,6 @@ def insert(table, a, b, c, h, time, keep):
     table.u64[slot, 2] = c
     table.u32[slot, KNOWN_FROM] = table.meta[HORIZON]
     table.u32[slot, UPDATED] = time
-    table.u32[slot, FIRST_SEEN] = time
     table.u32[slot, EPOCH] = time // EPOCH_S
     mask = np.uint64(table.slots.size - 1)
     position = h & mask

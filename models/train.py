@@ -109,12 +109,13 @@ def train(
 
     Raises:
         InputError: The data cannot be read or holds too little to train, tune or judge.
-        UsageError: The output folder cannot be made.
+        UsageError: The output folder cannot be made, or holds a sealed version.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{output}: cannot be made a folder: {error.strerror}") from error
+    registry.refuse_sealed(output)
     meter = energy.Meter()
     records = dataset.read(data)
     held = _rows(records, data.folder if isinstance(data, Source) else data, plan, seed=seed, progress=progress)
@@ -131,6 +132,15 @@ def train(
     result = msgspec.structs.replace(result, training=meter.read())
     report.write(output, result)
     card.of_version(output)
+    made = registry.Provenance(
+        data=records.digest,
+        commit=result.commit,
+        seed=seed,
+        settings=FIXED | plan.student,
+        libraries=result.libraries,
+        made_at=result.made_at,
+    )
+    registry.seal(output, made)
     return result
 
 

@@ -27,7 +27,9 @@ EVICTION_WINDOW = 64
 ALL = ("1h", "1d", "7d", "30d")
 SUMS = {
     **dict.fromkeys(("in_count", "out_count", "in_amount", "out_amount"), ALL),
-    **dict.fromkeys(("in_log", "in_log2", "out_log", "out_log2", "in_new", "out_new"), ("1d", "30d")),
+    **dict.fromkeys(("in_log", "in_log2", "out_log", "out_log2", "in_new", "out_new"), ("30d",)),
+    **dict.fromkeys(("in_gap", "in_gap2", "in_gaps", "out_gap", "out_gap2", "out_gaps"), ("30d",)),
+    **dict.fromkeys(("in_round", "out_round"), ("30d",)),
     **dict.fromkeys(("token_in", "token_out", "zero_in", "zero_out", "failed", "approvals"), ("30d",)),
     **dict.fromkeys(("flagged", "passed", "onward", "onward_count"), ("30d",)),
 }
@@ -188,7 +190,12 @@ class Oracle:
             if not math.isnan(columns[name]):
                 columns[name] = self.counted(account, name, now)
         for half_life in ("1d", "30d"):
-            columns |= moments(account, half_life)
+            received, paid = (account.total(f"{way}_amount", half_life, account.updated) for way in ("in", "out"))
+            columns[f"balance_{half_life}"] = balance(received, paid)
+        for way in ("in", "out"):
+            amounts = moments(account, f"{way}_log", f"{way}_count")
+            columns[f"{way}_magnitude_30d"], columns[f"{way}_spread_30d"] = amounts
+            columns[f"{way}_gap"], columns[f"{way}_gap_spread"] = moments(account, f"{way}_gap", f"{way}_gaps")
 
         def stored(name: str, half_life: str = "30d") -> float:
             return account.total(name, half_life, account.updated)
@@ -196,6 +203,7 @@ class Oracle:
         columns["count_balance_30d"] = balance(stored("in_count"), stored("out_count"))
         for way in ("in", "out"):
             columns[f"{way}_new_share_30d"] = share(stored(f"{way}_new"), stored(f"{way}_count"))
+            columns[f"{way}_round_share"] = share(stored(f"{way}_round"), stored(f"{way}_count"))
             columns[f"{way}_burst"] = share(
                 account.total(f"{way}_count", "1d", at), account.total(f"{way}_count", "30d", at)
             )
@@ -204,6 +212,7 @@ class Oracle:
             columns[f"{way}_age"] = account.mean_age(way, at)
             if amount > 0.0:
                 columns[f"amount_over_{way}"] = math.log10(amount) - columns[f"{way}_magnitude_30d"]
+        columns["in_pause"] = math.log10(1 + columns["seconds_since_in"]) - columns["in_gap"]
         columns["residence"] = columns["in_age"] - columns["out_age"]
         columns["onward"] = share(stored("onward"), stored("onward_count"))
         if amount > 0.0:
@@ -290,6 +299,14 @@ class Oracle:
         account.add(f"{way}_log2", time, math.log10(amount) ** 2)
         if is_first:
             account.add(f"{way}_new", time)
+        if significant_digits(amount) <= 2:
+            account.add(f"{way}_round", time)
+        earlier = [t for t, _, _ in account.payments[way]]
+        if earlier and max(earlier) <= time:
+            gap = math.log10(1 + time - max(earlier))
+            account.add(f"{way}_gap", time, gap)
+            account.add(f"{way}_gap2", time, gap**2)
+            account.add(f"{way}_gaps", time)
         account.period = max(account.period, time // PERIOD)
         account.payments[way].append((time, amount, bit(other)))
 
@@ -384,22 +401,25 @@ def columns_of_transaction(tx: Transaction) -> dict[str, float]:
         "method_class": method,
         "input_bytes": math.nan if tx.input is None else len(tx.input) // 2 - 1,
         "is_self": tx.from_address == tx.to_address,
+        "digits": significant_digits(ether(tx)),
     }
 
 
-def moments(account: Account, half_life: str) -> dict[str, float]:
-    """Return mean and standard deviation of log10 of the amounts, and the balance, as of the latest event."""
+def moments(account: Account, name: str, count: str) -> tuple[float, float]:
+    """Return mean and standard deviation of what was summed under a name and, squared, under name2."""
+    total, squares, n = (account.total(of, "30d", account.updated) for of in (name, f"{name}2", count))
+    mean, square = share(total, n), share(squares, n)
+    return mean, math.sqrt(max(square - mean * mean, 0.0)) if not math.isnan(mean) else math.nan
 
-    def stored(name: str) -> float:
-        return account.total(name, half_life, account.updated)
 
-    columns = {f"balance_{half_life}": balance(stored("in_amount"), stored("out_amount"))}
-    for way in ("in", "out"):
-        mean, square = (share(stored(f"{way}_{name}"), stored(f"{way}_count")) for name in ("log", "log2"))
-        columns[f"{way}_magnitude_{half_life}"] = mean
-        variance = square - mean * mean
-        columns[f"{way}_spread_{half_life}"] = math.sqrt(max(variance, 0.0)) if not math.isnan(mean) else math.nan
-    return columns
+def significant_digits(amount: float) -> float:
+    """Return the digits of the shortest decimal number within 1e-5 of an amount: 1 to 4, 5 for more."""
+    if not amount > 0.0:
+        return math.nan
+    for digits in range(1, 5):
+        if abs(amount - float(f"{amount:.{digits - 1}e}")) < 1e-5 * amount:
+            return digits
+    return 5
 
 
 def unknown_side(watched_s: int) -> dict[str, float]:
@@ -409,7 +429,6 @@ def unknown_side(watched_s: int) -> dict[str, float]:
         half_life: [f"{way}_{what}_{half_life}" for way in ("in", "out") for what in ("count", "amount")]
         for half_life in HALF_LIVES
     }
-    zeros["1d"] += ["in_new_1d", "out_new_1d"]
     zeros["30d"] += ["in_new_30d", "out_new_30d", "senders", "recipients", "in_max", "out_max"]
     zeros["30d"] += [f"{name}_30d" for name in ("token_in", "token_out", "zero_in", "zero_out", "failed", "approvals")]
     for half_life, names in zeros.items():
@@ -446,9 +465,9 @@ def tolerance(name: str, expected: dict[str, float]) -> tuple[float, float]:
     """Return the relative and absolute difference allowed in a column."""
     if schema.index(name) < schema.SENDER_START or "seconds" in name or "imitates" in name or name.endswith("_max"):
         return 0.0, 0.0
-    if "_spread_" in name:
+    if "_spread" in name:
         return 0.0, 0.02
-    if "_magnitude_" in name or "_amount_over_" in name or name.endswith("_onward"):
+    if "_magnitude_" in name or "_amount_over_" in name or name.endswith(("_onward", "_gap", "_pause")):
         return 0.0, 1e-3
     if name.endswith("_residence"):
         side = name.removesuffix("residence")

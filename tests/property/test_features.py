@@ -317,8 +317,8 @@ def test_batch_size_does_not_matter(accounts_max: int) -> None:
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
-ORDERED = ("_new_", "_onward", "_exposure_passed")
-"""What depends on the order of events: first meetings, the last receipt before a payment, what a sender passes on."""
+ORDERED = ("_new_", "_onward", "_gap", "_pause", "_exposure_passed")
+"""What depends on the order of events: first meetings, the event before another, what a sender passes on."""
 COMMUTATIVE = [f.name for f in schema.FEATURES if not any(part in f.name for part in ORDERED)]
 
 
@@ -337,10 +337,8 @@ def faint(row: dict[str, float]) -> set[str]:
     columns = set()
     for side in ("from", "to"):
         for way in ("in", "out"):
-            for name in ("1d", "30d"):
-                if row[f"{side}_{way}_count_{name}"] < 1e-6:
-                    columns |= {f"{side}_{way}_magnitude_{name}", f"{side}_{way}_spread_{name}"}
             if row[f"{side}_{way}_count_30d"] < 1e-6:
+                columns |= {f"{side}_{way}_{name}" for name in ("magnitude_30d", "spread_30d", "round_share")}
                 columns |= {f"{side}_{way}_burst", f"{side}_{way}_age", f"{side}_residence"}
                 columns |= {f"{side}_count_balance_30d", f"{side}_amount_over_{way}"}
             for name in ("1d", "30d"):
