@@ -71,12 +71,13 @@ def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
         def tell(environment: Any, n_before: int = i * n_trees) -> None:
             say(n_before + environment.iteration + 1, n_members * n_trees)
 
-        data = lightgbm.Dataset(rows, parts.is_phishing, weight=_weights(parts), feature_name=names)
+        data = lightgbm.Dataset(rows, parts.is_phishing, weight=weights(parts), feature_name=names)
         members.append(lightgbm.train(asked | {"seed": seed + 1_000 * i}, data, n_trees, callbacks=[tell]))
     return mean(members)
 
 
-def _weights(parts: Parts) -> NDArray[np.float64]:
+def weights(parts: Parts) -> NDArray[np.float64]:
+    """Return what each row weighs to teacher and student: learning's weight, less with age, and by what the row is."""
     days = (parts.time.max() - parts.time) / DAY_S
     aged: NDArray[np.float64] = np.where(
         parts.account == BACKGROUND, BACKGROUND_WEIGHT, 2.0 ** -(days / HALF_LIFE_DAYS)

@@ -9,7 +9,7 @@ import pytest
 
 from features import schema
 from features.errors import ArtifactError, InputError
-from models import ablation, compact, dataset, distil, drift, learning, registry, selection, thresholds, train
+from models import ablation, compact, dataset, distil, drift, learning, registry, selection, teacher, thresholds, train
 from models.dataset import ACCOUNT_ROWS_MAX, BACKGROUND, TEST_START, VALIDATION_START, Cuts, Source
 from models.report import Report, markdown
 from models.scorer import Scorer
@@ -17,7 +17,7 @@ from tests.datafolder import address, write_folder
 
 SMALL = {"num_leaves": 15, "min_data_in_leaf": 10, "learning_rate": 0.2}
 PLAN = train.Plan(
-    teacher=train.TEACHER | SMALL | {"n_members": 2, "n_trees": 20, "lambda_l2": 1.0},
+    teacher=teacher.TEACHER | SMALL | {"n_members": 2, "n_trees": 20, "lambda_l2": 1.0},
     student=distil.STUDENT | SMALL | {"n_trees": 30},
     effort=selection.Effort(n_trees=15, every=2, many=2, few=2),
     n_unlabelled=500,
@@ -59,7 +59,7 @@ def test_training_writes_all_there_is_to_a_model(trained: tuple[Path, Report]) -
 
     assert {path.name for path in output.iterdir()} == {
         "model.falconet", "teacher.txt.gz", "teacher.json", "evaluation.md", "evaluation.json",
-        "reference.json", "ablation.json", "model-card.md", "model-card.json",
+        "reference.json", "ablation.json", "manifest.json", "model-card.md", "model-card.json",
     }  # fmt: skip
     scorer = Scorer.load(output / registry.MODEL_FILE)
     assert (scorer.model.name, scorer.model.version) == ("falconet", "7")
