@@ -137,16 +137,21 @@ def plot(curve: Curve) -> plots.Figure:
     def draw(canvas: Any) -> None:
         all_axes = np.atleast_1d(canvas.subplots(1, len(domains)))
         for axes, domain in zip(all_axes, domains, strict=True):
+            ends: list[tuple[float, str, str]] = []
             for way, colour, marker in zip(WAYS, plots.COLOURS, plots.MARKERS, strict=False):
                 line = found[domain, way]
                 sizes, middles = [size for size, _ in line], [float(np.median(values)) for _, values in line]
                 low, high = [min(values) for _, values in line], [max(values) for _, values in line]
                 axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
                 axes.plot(sizes, middles, marker=marker, color=colour)
-                axes.annotate(way, (sizes[-1], middles[-1]), (6, -4), textcoords="offset points", color=colour)
+                ends.append((middles[-1], way, colour))
+            # One above the other, in their order, however near the lines end.
+            for rise, (end, way, colour) in zip((-14, -4, 6), sorted(ends), strict=False):
+                axes.annotate(way, (sizes[-1], end), (8, rise), textcoords="offset points", color=colour)
             axes.set_xscale("log")
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
             axes.minorticks_off()
+            axes.margins(y=0.12)
             axes.set_xlim(sizes[0] * 0.8, sizes[-1] * 5)
             axes.set_title(domain)
             axes.set_xlabel("labelled accounts")
