@@ -61,7 +61,7 @@ def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
     names = [schema.FEATURES[i].name for i in trained_columns().tolist()]
     rows = parts.rows.copy()
     # A constant column is never split on, and never drawn in a better one's place; the model keeps its name.
-    rows[:, [any(part in name for part in LEFT_OUT) for name in names]] = 0.0
+    rows[:, ~read_columns()] = 0.0
     n_members, n_trees = int(settings["n_members"] or 1), int(settings["n_trees"] or 0)
     own = ("n_members", "n_trees")
     asked = FIXED | {name: value for name, value in settings.items() if name not in own}
@@ -74,6 +74,12 @@ def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
         data = lightgbm.Dataset(rows, parts.is_phishing, weight=weights(parts), feature_name=names)
         members.append(lightgbm.train(asked | {"seed": seed + 1_000 * i}, data, n_trees, callbacks=[tell]))
     return mean(members)
+
+
+def read_columns() -> NDArray[np.bool_]:
+    """Return which of the trained columns the teacher reads."""
+    names = [schema.FEATURES[i].name for i in trained_columns().tolist()]
+    return np.array([not any(part in name for part in LEFT_OUT) for name in names])
 
 
 def weights(parts: Parts) -> NDArray[np.float64]:

@@ -117,10 +117,10 @@ def train(
     registry.refuse_sealed(output)
     meter = energy.Meter()
     records = dataset.read(data)
-    held = _rows(records, data.folder if isinstance(data, Source) else data, plan, seed=seed, progress=progress)
-    large, kept = _teach(held, records.cuts, plan, seed=seed, progress=progress)
+    held = gather(records, data.folder if isinstance(data, Source) else data, plan, seed=seed, progress=progress)
+    large, kept = _prepare(held, records.cuts, plan, seed=seed, progress=progress)
     registry.write_teacher(output, large.booster, slope=large.slope, intercept=large.intercept)
-    taught = _taught(held, large.booster, kept, progress)
+    taught = teach(held, large.booster, kept, progress)
     student = distil.fit(taught.lessons(), kept, plan.student, seed=seed, say=partial(progress, "student"))
     _write(output, student, held, records, plan, budget, seed=seed)
     scorer = Scorer.load(output / registry.MODEL_FILE)
@@ -143,7 +143,8 @@ def train(
     return result
 
 
-def _rows(records: Records, place: Path, plan: Plan, *, seed: int, progress: Report) -> Rows:
+def gather(records: Records, place: Path, plan: Plan, *, seed: int, progress: Report) -> Rows:
+    """Return what a training learns from, tunes on and judges by; `place` is what errors name."""
     sample = dataset.sample(records)
     _check(sample, records.cuts, place)
     more = learning.unlabelled(records, sample, plan.n_unlabelled, seed=seed)
@@ -173,7 +174,7 @@ def _check(sample: Sample, cuts: Cuts, place: Path) -> None:
                 raise InputError(f"{place}: no {kind} {period}, training needs some in each period")
 
 
-def _teach(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -> tuple[Learnt, NDArray[np.int64]]:
+def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -> tuple[Learnt, NDArray[np.int64]]:
     """Return the teacher, and the places of the student's features among the trained columns.
 
     The choice needs labels only, so both are made at once, on a core each: LightGBM leaves the interpreter to others
@@ -189,6 +190,8 @@ def _teach(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -
             held.sample.take(early),
             judged,
             cuts=cuts,
+            # What the teacher does not read it cannot teach.
+            among=np.flatnonzero(teacher.read_columns()),
             n_features=compact.FEATURES_MAX,
             seed=seed,
             say=partial(progress, "choice of features"),
@@ -209,7 +212,8 @@ def _student_parts(parts: Parts) -> Parts:
     return parts._replace(weight=teacher.weights(parts))
 
 
-def _taught(held: Rows, large: "Booster", kept: NDArray[np.int64], progress: Report) -> ablation.Taught:
+def teach(held: Rows, large: "Booster", kept: NDArray[np.int64], progress: Report) -> ablation.Taught:
+    """Return what the student starts from: rows with the scores of the large model, and the features to read."""
     progress("teacher's scores", 0, 2)
     margins = _margins(large, held.parts.rows)
     progress("teacher's scores", 1, 2)
@@ -302,12 +306,12 @@ def _ablate(
         ablation.Ablation(
             f"{thresholds.period(cuts).split(' to ')[1]} and later",
             ablation.steps(scored, sample, cuts, seed=seed),
-            ablation.steps(early, sample.take(tuned), _on_validation(cuts), seed=seed),
+            ablation.steps(early, sample.take(tuned), on_validation(cuts), seed=seed),
         ),
     )
 
 
-def _on_validation(cuts: Cuts) -> Cuts:
+def on_validation(cuts: Cuts) -> Cuts:
     """Return dates by which the validation period is judged."""
     return Cuts(2 * cuts.validation_start - cuts.test_start, cuts.validation_start)
 
@@ -324,5 +328,5 @@ def _judge(folder: Path, held: Rows, records: Records, plan: Plan, *, seed: int,
         n_replicates=plan.n_replicates,
         progress=progress,
         labels=records.labels,
-        cuts=_on_validation(cuts) if plan.is_quick else cuts,
+        cuts=on_validation(cuts) if plan.is_quick else cuts,
     )

@@ -34,7 +34,9 @@ def drawn(*, seed: int = 1) -> tuple[Parts, Sample, np.ndarray]:
 
 def choose(parts: Parts, sample: Sample, rows: np.ndarray, *, n_features: int, seed: int = 1) -> list[int]:
     """Return the kept places."""
-    kept = selection.choose(parts, sample, rows, cuts=CUTS, n_features=n_features, seed=seed, say=silent, effort=EFFORT)
+    kept = selection.choose(
+        parts, sample, rows, cuts=CUTS, among=np.arange(12), n_features=n_features, seed=seed, say=silent, effort=EFFORT
+    )
     return kept.tolist()
 
 
