@@ -102,12 +102,12 @@ def report(folder: Path, name: str, output: Path) -> dict[str, float]:
 
 
 def test_report_tells_shifted_traffic(folder: Path, tmp_path: Path) -> None:
-    """More of the same traffic is stable in every feature; a thousand times the amounts shift what follows amounts."""
+    """More of the same traffic shifts no feature; a thousand times the amounts shift what follows amounts."""
     same = report(folder, "same.jsonl", tmp_path / "same.json")
     other = report(folder, "other.jsonl", tmp_path / "other.json")
 
     amounts = of_amounts(folder)
-    assert max(same.values()) < 0.1
+    assert max(same.values()) < measure.SHIFTED_MIN
     assert sum(other[name] > 0.25 for name in amounts) >= 2
     assert all(other[name] == same[name] for name in other if units()[name] in UNMOVED)
     assert list(other.values()) == sorted(other.values(), reverse=True)
