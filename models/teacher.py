@@ -47,7 +47,15 @@ QUICK_TEACHER: Settings = TEACHER | {"n_members": 1, "n_trees": 120, "learning_r
 """Within 25 s on a core that others use too."""
 
 
-def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
+def fit(
+    parts: Parts,
+    settings: Settings,
+    *,
+    seed: int,
+    say: Say,
+    weight: NDArray[np.float64] | None = None,
+    read: NDArray[np.bool_] | None = None,
+) -> "Booster":
     """Return a teacher of all trained columns.
 
     Args:
@@ -55,13 +63,16 @@ def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
         settings: LightGBM's, the trees of a member as `n_trees`, and how many members as `n_members`.
         seed: Of everything drawn; the same seed gives the same text.
         say: Told of the progress.
+        weight: Of each row of the parts; None takes `weights`.
+        read: Which of the trained columns it reads; None takes `read_columns`.
     """
     import lightgbm
 
+    weight, read = weights(parts) if weight is None else weight, read_columns() if read is None else read
     names = [schema.FEATURES[i].name for i in trained_columns().tolist()]
     rows = parts.rows.copy()
     # A constant column is never split on, and never drawn in a better one's place; the model keeps its name.
-    rows[:, ~read_columns()] = 0.0
+    rows[:, ~read] = 0.0
     n_members, n_trees = int(settings["n_members"] or 1), int(settings["n_trees"] or 0)
     own = ("n_members", "n_trees")
     asked = FIXED | {name: value for name, value in settings.items() if name not in own}
@@ -71,7 +82,7 @@ def fit(parts: Parts, settings: Settings, *, seed: int, say: Say) -> "Booster":
         def tell(environment: Any, n_before: int = i * n_trees) -> None:
             say(n_before + environment.iteration + 1, n_members * n_trees)
 
-        data = lightgbm.Dataset(rows, parts.is_phishing, weight=weights(parts), feature_name=names)
+        data = lightgbm.Dataset(rows, parts.is_phishing, weight=weight, feature_name=names)
         members.append(lightgbm.train(asked | {"seed": seed + 1_000 * i}, data, n_trees, callbacks=[tell]))
     return mean(members)
 

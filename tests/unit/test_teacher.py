@@ -1,5 +1,7 @@
 """The teacher on a small data folder: one text that is the mean of its members, the same for the same seed."""
 
+from pathlib import Path
+
 import lightgbm
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from features import schema
 from models import dataset, learning, teacher
 from models.dataset import BACKGROUND
 from models.learning import Parts
+from tests.bench import bench_teacher
 from tests.boosters import READ, drawn_rows, trained
 from tests.datafolder import write_folder
 
@@ -108,3 +111,17 @@ def test_progress_counts_every_tree(parts: Parts) -> None:
     teacher.fit(parts, SMALL | {"n_members": 2, "n_trees": 3}, seed=1, say=lambda n, of: told.append((n, of)))
 
     assert told == [(i, 6) for i in range(1, 7)]
+
+
+def test_comparisons_are_repeatable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The committed command prints a line of figures for each variant and origin."""
+    arguments = ["--origins", "2018-07-01", "--only", "teacher", "ageless", "--trees", "3"]
+    monkeypatch.setattr("sys.argv", ["bench_teacher", "--data", str(write_folder(tmp_path)), *arguments])
+
+    assert bench_teacher.main() == 0
+
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["| teacher", "| ageless"]
+    assert all(0.5 < float(line[3]) <= 1.0 for line in lines)
