@@ -54,7 +54,7 @@ def test_mean_explains_itself_like_its_members() -> None:
     joined = teacher.mean([trained(seed=seed, n_trees=5) for seed in (1, 2)])
     rows = drawn_rows(50, seed=9)[:, READ]
 
-    contributions = joined.predict(rows, pred_contrib=True)
+    contributions = np.asarray(joined.predict(rows, pred_contrib=True))
 
     np.testing.assert_allclose(contributions.sum(axis=1), joined.predict(rows, raw_score=True), atol=1e-9)
 
