@@ -219,14 +219,15 @@ def test_foreign_evaluation_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (DOCS / card.FILE).exists(), reason="docs/model-card.json is written by `falconet card`")
-def test_docs_card_is_of_the_champion() -> None:
-    """docs/model-card.md and the figures are what the JSON beside them makes, about the shipped model, gaps named."""
+def test_docs_card_is_of_the_champion_and_whole() -> None:
+    """docs/model-card.md and the figures are what the JSON beside them makes, and it is about the shipped model."""
     shown = card.read(DOCS / card.FILE)
 
     assert shown.digest == compact.read(registry.model_path("")).digest
+    assert shown.missing == []
     assert (DOCS / card.PAGE).read_text(encoding="utf-8") == card_text.page(shown)
     assert (DOCS / card.FILE).read_bytes() == card.encode(shown)
-    again = card.gather(registry.champion(), DOCS, allow_missing=True, has_figures=True)
+    again = card.gather(registry.champion(), DOCS, allow_missing=False, has_figures=True)
     assert again == shown
     for figure in plots.figures(shown):
         assert (DOCS / card.FIGURES / f"{figure.name}.svg").read_bytes() == plots.svg(figure), figure.name
