@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from features import durable
 from features.errors import ArtifactError, UsageError
 from models import gate, registry
 from models.gate import Cost, Evaluated, Judgement
@@ -235,9 +236,8 @@ def _take(root: Path, step: Step) -> None:
         # A line that a crash cut short was no step.
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(msgspec.json.encode(step) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    registry.replace_file(root / registry.CHAMPION_FILE, step.to.encode() + b"\n")
+        durable.sync(file)
+    durable.replace(root / registry.CHAMPION_FILE, step.to.encode() + b"\n")
 
 
 def _lineage(steps: Sequence[Step], champion: str) -> list[str]:

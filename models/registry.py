@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from features import schema
+from features import durable, schema
 from features.errors import ArtifactError, UsageError
 from models import compact
 
@@ -38,6 +38,8 @@ ID_MAX = 241
 """Characters of `<name>/<version>`."""
 
 MANIFEST_FILE = "manifest.json"
+_UNFINISHED = f"{MANIFEST_FILE}{durable.SUFFIX}"
+"""What a kill in the middle of sealing leaves behind."""
 MANIFEST_VERSION = 1
 MANIFEST_BYTES_MAX = 1 << 20
 """FILES_MAX names of 120 characters with their checksums are 14 KB; the rest is for the settings."""
@@ -172,10 +174,10 @@ def seal(folder: Path, provenance: Provenance) -> Manifest:
         name=artifact.header.name,
         version=artifact.header.version,
         digest=artifact.digest,
-        files={name: _sealed(folder / name) for name in _names(folder) if name != _partial(MANIFEST_FILE)},
+        files={name: _sealed(folder / name) for name in _names(folder) if name != _UNFINISHED},
         provenance=provenance,
     )
-    replace_file(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    durable.replace(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return manifest
 
 
@@ -240,25 +242,6 @@ def read_manifest(folder: Path) -> Manifest:
     if MODEL_FILE not in manifest.files or MANIFEST_FILE in manifest.files:
         raise ArtifactError(f"{path}: must list {MODEL_FILE} and not itself")
     return manifest
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file as a whole or not at all, and have it on the disk on return."""
-    partial = path.with_name(_partial(path.name))
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _partial(name: str) -> str:
-    return f"{name}.partial"
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,10 +7,9 @@ that died before it got that far, and is removed at the next start. So a kill at
 
 import contextlib
 import fcntl
-import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import Struct
 
-from features import archive
+from features import archive, durable
 from features.errors import InputError, RejectedError
 from features.table import DAY_S
 from features.transaction import Transaction
@@ -181,7 +180,7 @@ class Archiver:
         for home in (*self._folder.glob("date=*"), self._folder / REJECTED):
             for path in home.glob("part-*"):
                 match = _PART(path.name)
-                if match is None and path.suffix != ".tmp":
+                if match is None and path.suffix != durable.SUFFIX:
                     continue
                 if match is None or int(match[2]) >= progress.next.get(int(match[1]), 0):
                     path.unlink()
@@ -259,37 +258,14 @@ class Archiver:
     def _write(self, path: Path, table: pa.Table) -> None:
         if not path.parent.exists():
             path.parent.mkdir()
-            _sync(self._folder)
-
-        def write(file: Any) -> None:
+            durable.sync_folder(self._folder)
+        with durable.replacing(path) as file:
             pq.write_table(table, file, compression="zstd", use_dictionary=_present(table))
-
-        _write_whole(path, write)
 
     def _write_progress(self, progress: Progress) -> None:
         encoded = msgspec.json.format(msgspec.json.encode(progress)) + b"\n"
-        _write_whole(self._folder / OFFSETS_FILE, lambda file: file.write(encoded))
+        durable.replace(self._folder / OFFSETS_FILE, encoded)
         self.progress = progress
-
-
-def _write_whole(path: Path, write: Callable[[Any], object]) -> None:
-    """Write a file so that it appears under its name only when it is whole and on the disk."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make a new name in the folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _present(table: pa.Table) -> list[str]:

@@ -3,7 +3,6 @@
 The same input gives the same bytes: nothing in the output depends on the clock, the machine or the batch size.
 """
 
-import os
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from features import screening
+from features import durable, screening
 from features.accounts import Accounts
 from features.errors import InputError, RejectedError, UsageError
 from features.transaction import RECORD_WORDS, pack, records
@@ -256,19 +255,14 @@ def _opened(target: str) -> Iterator[_Sink]:
         yield _Lines(sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
-    path, part = Path(target), Path(f"{target}.part")
+    path = Path(target)
     try:
-        with part.open("wb", buffering=1 << 20) as stream:
+        with durable.replacing(path) as stream:
             sink: _Sink = _Parquet(stream) if path.suffix == ".parquet" else _Lines(stream)
             yield sink
             sink.close()
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(path)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Lines:

@@ -4,7 +4,6 @@ The file is an uncompressed zip of plain arrays (numpy's .npz, each with a check
 them in MessagePack.
 """
 
-import contextlib
 import os
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from features import schema
+from features import durable, schema
 from features.accounts import Accounts
 from features.errors import StateError
 
@@ -64,30 +63,15 @@ def save(folder: Path, accounts: Accounts, *, topic: str, offsets: Offsets, unse
     """
     header = Header(format=FORMAT, schema=schema.FINGERPRINT, topic=topic, offsets=offsets, unsettled=unsettled)
     path = folder / STATE_FILE
-    temporary = folder / f"{STATE_FILE}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        # Two processes may save to one folder: whoever is last has the file, and neither writes into the other's.
+        with durable.replacing(path, suffix=f".{os.getpid()}{durable.SUFFIX}") as file:
             encoded = np.frombuffer(msgspec.msgpack.encode(header), dtype=np.uint8)
             np.savez(file, allow_pickle=False, header=encoded, **accounts.arrays())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in the folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(folder: Path, accounts: Accounts, *, topic: str) -> Header | None:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from features import durable
 from models import compact, registry, report
 from service import bench_kafka, simulator
 from service.settings import Settings
@@ -49,7 +50,7 @@ def make_registry(root: Path) -> None:
 
 def name(root: Path, model: str, version: str) -> None:
     """Make a version champion, whatever the gate would say."""
-    registry.replace_file(root / registry.CHAMPION_FILE, f"{model}/{version}\n".encode())
+    durable.replace(root / registry.CHAMPION_FILE, f"{model}/{version}\n".encode())
 
 
 def read(reader: Any, n: int) -> tuple[list[float], list[bytes]]:

@@ -56,7 +56,7 @@ def test_version_is_sealed_once(folder: Path) -> None:
 
 def test_interrupted_seal_can_be_repeated(folder: Path) -> None:
     """What a crash left of a manifest neither counts as one nor is listed."""
-    (folder / MANIFEST_FILE).rename(folder / "manifest.json.partial")
+    (folder / MANIFEST_FILE).rename(folder / "manifest.json.tmp")
     with pytest.raises(ArtifactError, match="no sealed version"):
         registry.verify(folder)
 
