@@ -1,9 +1,10 @@
 """What other commands measure and the model card shows: the form of their files.
 
 `frontier.json` and `bench-models.json` stand in docs/, `ablation.json` beside the model. Fields that a file has beyond
-these are its own affair.
+these are its own affair, and stand in a struct that extends one of these.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ class Frontier(Struct, frozen=True):
     made_at: str
     period: str
     """Which rows the quality was measured on."""
-    points: list[Point]
+    points: Sequence[Point]
 
 
 class Step(Struct, frozen=True):
@@ -72,13 +73,15 @@ class Contestant(Struct, frozen=True):
     runtime: str
     bytes: int
     single_us_p50: float
+    """Of all calls of one row in all rounds."""
     single_us_p99: float
     batch_us: float
-    """Of a row in batches of 500."""
+    """Of a row in batches of 500: the median round."""
     cpu_s_per_million: float
+    """In batches of 500, all threads."""
     joules_per_million: float
     joules_source: str
-    """`rapl` or `estimate`."""
+    """`rapl`, or `estimate`: processor seconds times the watts of a busy core."""
     roc_auc: Estimate | None = None
     """All test rows; None where another line has the same model."""
     roc_auc_new: Estimate | None = None
@@ -90,7 +93,7 @@ class Comparison(Struct, frozen=True):
     machine: str
     commit: str
     made_at: str
-    contestants: list[Contestant]
+    contestants: Sequence[Contestant]
 
 
 Form = TypeVar("Form", Frontier, Ablation, Comparison)

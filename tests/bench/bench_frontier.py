@@ -16,12 +16,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 
 from features import schema
 from features.errors import FalconetError
-from models import compact, dataset, distil, evaluate, intervals, registry, report, thresholds, train
+from models import compact, dataset, distil, evaluate, intervals, measured, registry, report, thresholds, train
 from models.ablation import Taught
 from models.dataset import CUTS, Sample
 from models.learning import trained_columns
@@ -43,28 +42,17 @@ Rows = NDArray[np.float32]
 Score = Callable[[Rows], NDArray[np.float64]]
 
 
-class Point(Struct, frozen=True):
+class Point(measured.Point, frozen=True, kw_only=True):
     """A point of the frontier, with more of its quality than the card draws."""
 
-    family: str
-    name: str
-    bytes: int
-    us_per_row: float
-    roc_auc: float
-    roc_auc_new: float
     average_precision: float
     recall_at_1_percent: float
     recall_at_1_percent_new: float
-    is_chosen: bool = False
 
 
-class Frontier(Struct, frozen=True):
+class Frontier(measured.Frontier, frozen=True, kw_only=True):
     """The file."""
 
-    machine: str
-    commit: str
-    made_at: str
-    period: str
     model: str
     """Digest of the version whose lessons were learnt."""
     seed: int
@@ -144,8 +132,18 @@ class Bench:
             draws = intervals.draw(self._sample.account[chosen], seed=(SEED,), n_replicates=0)
             found[which] = intervals.ranking(self._sample.is_phishing[chosen], scores[chosen], draws)[0]
         every, new = found["all"], found.get("new accounts", found["all"])
-        figures = (every[0], new[0], every[1], every[2], new[2])
-        return Point(family, name, n_bytes, _us_per_row(score, rows[:BATCH]), *map(float, figures), is_chosen)
+        return Point(
+            family,
+            name,
+            n_bytes,
+            _us_per_row(score, rows[:BATCH]),
+            float(every[0]),
+            float(new[0]),
+            is_chosen,
+            average_precision=float(every[1]),
+            recall_at_1_percent=float(every[2]),
+            recall_at_1_percent_new=float(new[2]),
+        )
 
 
 def _us_per_row(score: Score, batch: Rows) -> float:
@@ -178,7 +176,7 @@ def measure(data: Path, folder: Path) -> Frontier:
             say("frontier", len(points), len(makers))
     made_at = datetime.now(UTC).isoformat(timespec="seconds")
     period = thresholds.period(records.cuts)
-    return Frontier(report.machine(), report.commit(), made_at, period, version.digest, SEED, points)
+    return Frontier(report.machine(), report.commit(), made_at, period, model=version.digest, seed=SEED, points=points)
 
 
 def main() -> int:

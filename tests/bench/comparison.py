@@ -8,9 +8,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from models import plots, tables
+from models import measured, plots, tables
 from models.evaluate import Operation, Ranking
-from models.intervals import Estimate
 from service.bench import Figure, figure, plain
 
 __all__ = ["Comparison", "Contestant", "Figure", "Quality", "Spread", "figure", "markdown", "write"]
@@ -35,24 +34,8 @@ class Spread(Struct, frozen=True):
 NOTHING = Spread(float("nan"), float("nan"), float("nan"))
 
 
-class Contestant(Struct, frozen=True):
-    """A model in a runtime; the first eleven fields are those that the model card reads (`models.measured`)."""
-
-    model: str
-    runtime: str
-    bytes: int
-    single_us_p50: float
-    """Of all calls of one row in all rounds."""
-    single_us_p99: float
-    batch_us: float
-    """Of a row in batches of 500: the median round."""
-    cpu_s_per_million: float
-    """In batches of 500, all threads."""
-    joules_per_million: float
-    joules_source: str
-    """`rapl`, or `estimate`: processor seconds times `watts_per_core`."""
-    roc_auc: Estimate | None = None
-    roc_auc_new: Estimate | None = None
+class Contestant(measured.Contestant, frozen=True):
+    """A model in a runtime, with the spread of the rounds."""
 
     single_p50: Spread = NOTHING
     single_p99: Spread = NOTHING
@@ -75,12 +58,9 @@ class Quality(Struct, frozen=True):
     operations: list[Operation]
 
 
-class Comparison(Struct, frozen=True):
+class Comparison(measured.Comparison, frozen=True, kw_only=True):
     """A whole run."""
 
-    machine: str
-    commit: str
-    made_at: str
     data: str
     """SHA-256 over the data."""
     period: str
@@ -92,7 +72,7 @@ class Comparison(Struct, frozen=True):
     watts_per_core: float
     figures: list[Figure]
     """What must reach something."""
-    contestants: list[Contestant]
+    contestants: Sequence[Contestant]
     quality: list[Quality]
     missing: list[str]
     """What could not be measured, and why."""

@@ -97,9 +97,22 @@ def comparison_of(*contestants: Contestant) -> Comparison:
     quality = [Quality("falconet", "all", rankings, [Operation(0.5, 0.1, estimate, None, estimate)])]
     versions, figures = {"lightgbm": "4.7.0"}, [figure("a row", [0.1, 0.12, 0.2], "µs", "≤ 0.15")]
     return Comparison(
-        "a machine", "c" * 40, "2026-01-02", "d" * 64, "validation", "falconet 1", "e" * 64, versions, 7, 5.0, figures,
-        list(contestants), quality, ["lleaves: not to be had"], 8_000,
-    )  # fmt: skip
+        "a machine",
+        "c" * 40,
+        "2026-01-02",
+        data="d" * 64,
+        period="validation",
+        model="falconet 1",
+        digest="e" * 64,
+        versions=versions,
+        rounds=7,
+        watts_per_core=5.0,
+        figures=figures,
+        contestants=contestants,
+        quality=quality,
+        missing=["lleaves: not to be had"],
+        encoder_rows=8_000,
+    )
 
 
 def test_page_shows_what_was_measured_and_what_was_not() -> None:

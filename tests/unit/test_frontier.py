@@ -1,10 +1,15 @@
 """The families that the student's was chosen among: each learns what is there, and tells its bytes."""
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models import measured
 from tests.bench import networks, oblivious
+from tests.bench.bench_frontier import Frontier, Point
 
 N = 20_000
 
@@ -66,3 +71,16 @@ def test_regression_learns(rows: NDArray[np.float32], truth: NDArray[np.float64]
 
     assert correlation(model.margins(rows), truth) > 0.9
     assert model.n_bytes() == 4 * 64 * 2 + 4 * 8 + 8
+
+
+def test_file_is_what_the_model_card_reads(tmp_path: Path) -> None:
+    """The card reads its part of the file and passes the rest over."""
+    more = {"average_precision": 0.4, "recall_at_1_percent": 0.3, "recall_at_1_percent_new": 0.2}
+    point = Point("trees", "20 trees", 20_000, 0.1, 0.9, 0.91, is_chosen=True, **more)
+    frontier = Frontier("a machine", "c" * 40, "2026-01-02", "validation", model="d" * 64, seed=1, points=[point])
+    (tmp_path / measured.FRONTIER_FILE).write_bytes(msgspec.json.encode(frontier))
+
+    read = measured.read(tmp_path / measured.FRONTIER_FILE, measured.Frontier)
+
+    assert read.points == [measured.Point("trees", "20 trees", 20_000, 0.1, 0.9, 0.91, is_chosen=True)]
+    assert msgspec.json.decode((tmp_path / measured.FRONTIER_FILE).read_bytes(), type=Frontier) == frontier
