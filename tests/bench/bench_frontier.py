@@ -5,8 +5,6 @@ validation period, which the served size and family were chosen by; no row of th
 row in batches of 500 on one core, from feature rows at hand: trees by the scorer, other families by their own code.
 """
 
-import argparse
-import os
 import sys
 import tempfile
 import time
@@ -19,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import schema
-from features.errors import FalconetError
 from models import compact, dataset, distil, evaluate, intervals, measured, registry, report, thresholds, train
 from models.ablation import Taught
 from models.dataset import CUTS, Sample
 from models.learning import trained_columns
 from models.progress import progress
 from models.scorer import Scorer
-from service.settings import DATA_VARIABLE
-from tests.bench import networks, oblivious
+from tests.bench import command, networks, oblivious
 
 SEED = 1
 TREES = ((10, 8), (20, 8), (40, 8), (80, 8), (160, 8), (10, 16), (20, 16), (40, 16), (80, 16), (120, 16), (180, 16))
@@ -181,25 +177,20 @@ def measure(data: Path, folder: Path) -> Frontier:
 
 def main() -> int:
     """Run the benchmark and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), metavar="DIR", help="data folder")
-    parser.add_argument("--model", type=Path, default=None, metavar="DIR", help="trained version; default the champion")
+    parser = command.parser(__doc__)
+    command.add_model(parser)
     parser.add_argument("--output", type=Path, default=Path("docs/frontier.json"), metavar="FILE")
-    asked = parser.parse_args()
-    if asked.data is None:
-        parser.error(f"--data or {DATA_VARIABLE} must name the data folder")
-    try:
-        found = measure(Path(asked.data), asked.model or registry.champion())
-    except FalconetError as error:
-        print(error, file=sys.stderr)
-        return 1
-    asked.output.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+    return command.run(parser, _run)
+
+
+def _run(options: command.Options) -> None:
+    found = measure(options.data, options.model or registry.champion())
+    options.output.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     for point in found.points:
         print(
             f"{point.family:20s} {point.name:26s} {point.bytes:>7,} B {point.us_per_row:7.3f} us  "
             f"ROC AUC {point.roc_auc:.4f} new {point.roc_auc_new:.4f} AP {point.average_precision:.4f}"
         )
-    return 0
 
 
 if __name__ == "__main__":

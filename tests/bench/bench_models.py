@@ -5,7 +5,6 @@ encoder that are trained here on the rows that the teacher learnt from. Quality 
 score costs is taken in alternating rounds, every contestant bound to one core but the one that shows what threads do.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -19,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.accounts import Accounts
-from features.errors import FalconetError
 from models import dataset, energy, evaluate, learning, registry, report
 from models.dataset import BACKGROUND, CUTS, Cuts, Records, Sample
 from models.progress import progress
 from models.scorer import Scorer
-from service.settings import DATA_VARIABLE
-from tests.bench import comparison, contestants, encoder, families
+from tests.bench import command, comparison, contestants, encoder, families
 from tests.bench.comparison import Comparison, Contestant, Quality, Spread, figure
 from tests.bench.contestants import ENCODER, FOREST, REGRESSION, STUDENT, TEACHER
 from tests.bench.lleaves_apart import Apart
@@ -56,31 +53,26 @@ class Judged(NamedTuple):
 
 def main() -> int:
     """Run the comparison and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), metavar="DIR", help="data folder")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="version's folder (default: the packaged champion)")
+    parser = command.parser(__doc__)
+    command.add_model(parser)
     parser.add_argument("--period", choices=("test", "validation"), default="test", help="to judge quality on")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON to write; page and plots stand beside it")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--replicates", type=int, default=evaluate.N_REPLICATES, help="resamplings for the intervals")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error(f"--data or {DATA_VARIABLE} must name the data folder")
-    if "OMP_NUM_THREADS" in os.environ:
-        parser.error("OMP_NUM_THREADS is set: what LightGBM does by default would not be seen")
-    started = time.monotonic()
-    try:
+
+    def work(options: command.Options) -> None:
+        if "OMP_NUM_THREADS" in os.environ:
+            parser.error("OMP_NUM_THREADS is set: what LightGBM does by default would not be seen")
+        started = time.monotonic()
         result = run(options)
-    except FalconetError as error:
-        print(f"bench_models: {error}", file=sys.stderr)
-        return 1
-    print(f"\n{time.monotonic() - started:.0f} s")
-    if options.output is not None:
-        comparison.write(result, options.output)
-    return 0
+        print(f"\n{time.monotonic() - started:.0f} s")
+        if options.output is not None:
+            comparison.write(result, options.output)
+
+    return command.run(parser, work)
 
 
-def run(options: argparse.Namespace) -> Comparison:
+def run(options: command.Options) -> Comparison:
     """Measure everything."""
     folder = options.model or registry.champion()
     with progress() as tell:

@@ -5,24 +5,19 @@ period is ever looked at. Prints a line for each variant, origin and seed; a var
 core.
 """
 
-import argparse
-import os
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import schema
-from features.errors import FalconetError
 from models import dataset, evaluate, learning, teacher
 from models.dataset import BACKGROUND, Cuts, Records
 from models.learning import Parts, Settings
 from models.progress import progress
-from service.settings import DATA_VARIABLE
+from tests.bench import command
 
 ORIGINS = ("2018-01-01", "2018-04-01", "2018-07-01")
 RHYTHM = ("gap", "pause", "round", "digits")
@@ -79,23 +74,19 @@ VARIANTS = {
 
 def main() -> int:
     """Run the comparisons and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), metavar="DIR", help="data folder")
+    parser = command.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--trees", type=int, help="of a member, instead of each variant's")
     parser.add_argument("--origins", nargs="+", default=ORIGINS, metavar="DATE", help="before which is learnt")
-    options = parser.parse_args()
-    if options.data is None:
-        parser.error(f"--data or {DATA_VARIABLE} must name the data folder")
-    try:
-        records = dataset.read(options.data)
-        with progress() as tell:
-            starts = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) for day in options.origins]
-            origins = [(start, *_learnt(records, start, tell)) for start in starts]
-    except FalconetError as error:
-        print(f"bench_teacher: {error}", file=sys.stderr)
-        return 1
+    return command.run(parser, _run)
+
+
+def _run(options: command.Options) -> None:
+    records = dataset.read(options.data)
+    with progress() as tell:
+        starts = [int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) for day in options.origins]
+        origins = [(start, *_learnt(records, start, tell)) for start in starts]
     print("| variant | learnt before | seed | all | A | B | new | first | recall new @ 1 % | background @ 50 %, 70 % |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in options.only:
@@ -104,7 +95,6 @@ def main() -> int:
                 figures = _figures(VARIANTS[name], parts, judged, rows, start, seed, options.trees)
                 day = datetime.fromtimestamp(start, UTC).date()
                 print(f"| {name} | {day} | {seed} | {' | '.join(figures)} |", flush=True)
-    return 0
 
 
 def _learnt(records: Records, start: int, tell: dataset.Report) -> tuple[Parts, dataset.Sample, NDArray[np.float32]]:

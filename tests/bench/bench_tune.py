@@ -13,8 +13,6 @@ From scratch: the same format from the labels alone, all trained columns to choo
 cross-validation. No row of the test period is read.
 """
 
-import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +33,7 @@ from models.dataset import BACKGROUND, CUTS, Sample
 from models.shrinkage import Forest, Labelled
 from service import simulator
 from service.codec import Decoder
-from service.settings import DATA_VARIABLE
-from tests.bench import learning_curve
+from tests.bench import command, learning_curve
 from tests.bench.learning_curve import Curve, Point
 
 SIZES = (50, 200, 1_000)
@@ -71,17 +68,17 @@ class Domain(NamedTuple):
 
 def main() -> int:
     """Run the curves and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), metavar="DIR", help="data folder")
+    parser = command.parser(__doc__)
     parser.add_argument("--domain", choices=("real", "simulated"), help="one of the two (default: both)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="draws of the labelled accounts")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="JSON to write; what it has of other domains and seeds stays"
     )
-    options = parser.parse_args()
-    if options.data is None and options.domain != "simulated":
-        parser.error(f"--data or {DATA_VARIABLE} must name the data folder")
+    return command.run(parser, _run, reads_data=lambda options: options.domain != "simulated")
+
+
+def _run(options: command.Options) -> None:
     points = learning_curve.read(options.output).points if options.output and options.output.exists() else []
     for name in ("real", "simulated") if options.domain is None else (options.domain,):
         make = simulated() if name == "simulated" else real(options.data)
@@ -91,7 +88,6 @@ def main() -> int:
             if options.output is not None:
                 learning_curve.write(_curve(points), options.output)
     print(learning_curve.markdown(_curve(points)))
-    return 0
 
 
 def _curve(points: list[Point]) -> Curve:

@@ -1,0 +1,51 @@
+"""How the benchmarks on the labelled transactions are called, and how they end."""
+
+from pathlib import Path
+
+import pytest
+
+from features.errors import InputError
+from service.settings import DATA_VARIABLE
+from tests.bench import command
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_some.py", *arguments])
+
+
+def refuse(options: command.Options) -> None:
+    raise InputError(f"{options.data}: is no folder")
+
+
+def test_options_reach_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The folder is named by the option or else by the variable, the model by the option or not at all."""
+    seen: list[tuple[Path, Path | None]] = []
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    for arguments in ((), ("--data", "elsewhere", "--model", "mine")):
+        parser = command.parser("Some benchmark.")
+        command.add_model(parser)
+        call(monkeypatch, *arguments)
+        assert command.run(parser, lambda options: seen.append((options.data, options.model))) == 0
+
+    assert seen == [(tmp_path, None), (Path("elsewhere"), Path("mine"))]
+
+
+def test_unnamed_folder_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a folder nothing is measured, unless the work reads none."""
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    call(monkeypatch)
+
+    with pytest.raises(SystemExit) as stopped:
+        command.run(command.parser(None), refuse)
+
+    assert stopped.value.code == 2
+    assert f"--data or {DATA_VARIABLE} must name the data folder" in capsys.readouterr().err
+    assert command.run(command.parser(None), lambda _options: None, reads_data=lambda _options: False) == 0
+
+
+def test_error_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with the data is told under the benchmark's name, without a traceback."""
+    call(monkeypatch, "--data", "here")
+
+    assert command.run(command.parser(None), refuse) == 1
+    assert capsys.readouterr().err == "bench_some: here: is no folder\n"
