@@ -143,13 +143,13 @@ class Pipeline:
         beside: Beside | None = None
         if self.candidate is not None:
             judge = self.candidate.judge
-            beside = Beside(_verdicts(judge, rows, hits, judge.scorer.margins(rows)), [])
+            others = _verdicts(judge, rows, hits, judge.scorer.margins(rows))
             if tick is not None:
                 tick("candidate", 0.0)
+            is_written = self.candidate.is_written
+            written = self._encode(transactions, sources, judge, others, now_ms)[0] if is_written else []
+            beside = Beside(others, written)
         scores, alerts = self._encode(transactions, sources, self.judge, verdicts, now_ms)
-        if self.candidate is not None and beside is not None and self.candidate.is_written:
-            written, _ = self._encode(transactions, sources, self.candidate.judge, beside.verdicts, now_ms)
-            beside = Beside(beside.verdicts, written)
         if tick is not None:
             tick("encode", 0.0)
         return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside)
