@@ -83,6 +83,7 @@ tools:
 	@missing=; \
 	command -v java > /dev/null || missing="$$missing default-jre-headless"; \
 	command -v mvn > /dev/null || missing="$$missing maven"; \
+	command -v gcc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	$(call bring,$$missing)
 
 # As root on Debian the missing packages are installed; elsewhere what needs them says so.

@@ -218,7 +218,6 @@ def test_foreign_evaluation_is_refused(folder: Path, tmp_path: Path) -> None:
         card.gather(tmp_path, folder, allow_missing=True, has_figures=False)
 
 
-@pytest.mark.skipif(not (DOCS / card.FILE).exists(), reason="docs/model-card.json is written by `falconet card`")
 def test_docs_card_is_of_the_champion_and_whole() -> None:
     """docs/model-card.md and the figures are what the JSON beside them makes, and it is about the shipped model."""
     shown = card.read(DOCS / card.FILE)
