@@ -13,6 +13,7 @@ from features import schema, screening, table
 from features.accounts import Accounts
 from features.transaction import TIMESTAMP_MAX, Transaction, pack, records
 from tests.oracle import DAY, HOUR, Lists, Oracle, differences
+from tests.transactions import transaction
 
 SEED = int(os.environ.get("FALCONET_SEED", "1"))
 """Of every drawn stream in this file."""
@@ -57,34 +58,6 @@ STEPS = st.tuples(
     st.booleans(),
 )
 HISTORY_STARTS = st.sampled_from((None, START, START - 3 * DAY, START - 100 * DAY))
-
-
-def transaction(
-    sender: str,
-    recipient: str | None,
-    value: int,
-    time: int,
-    *,
-    is_token: bool = False,
-    status: int | None = None,
-    data: str | None = None,
-) -> Transaction:
-    """Return a transaction of which only what the features read matters."""
-    return Transaction(
-        type="token_transfer" if is_token else "transaction",
-        hash="0x" + "00" * 32,
-        log_index=0 if is_token else None,
-        chain_id=1,
-        block_number=1,
-        block_hash=None,
-        block_timestamp=time,
-        transaction_index=None,
-        from_address=sender,
-        to_address=recipient,
-        value=value,
-        input=None if is_token else data,
-        receipt_status=None if is_token else status,
-    )
 
 
 def stream(steps: list[tuple[int, str, str | None, int, str, int | None, str | None, bool]]) -> list[Transaction]:

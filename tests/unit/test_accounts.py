@@ -7,29 +7,15 @@ from features import schema, screening
 from features.accounts import Accounts
 from features.errors import StateError, UsageError
 from features.table import HORIZON, META_WORDS, N_ACCOUNTS, SINCE, STARTED, WORDS
-from features.transaction import Transaction, pack, records
+from features.transaction import pack, records
+from tests.transactions import transaction
 
 T, DAY = 1_500_000_000, 86_400
 
 
 def paid(sender: int, recipient: int, time: int, value: int = 10**18) -> bytes:
     """Return a packed payment between two numbered addresses."""
-    tx = Transaction(
-        type="transaction",
-        hash="0x" + "00" * 32,
-        log_index=None,
-        chain_id=1,
-        block_number=1,
-        block_hash=None,
-        block_timestamp=time,
-        transaction_index=None,
-        from_address=f"0x{sender:040x}",
-        to_address=f"0x{recipient:040x}",
-        value=value,
-        input="0x",
-        receipt_status=1,
-    )
-    return pack(tx)
+    return pack(transaction(f"0x{sender:040x}", f"0x{recipient:040x}", value, time, status=1, data="0x"))
 
 
 def crowd(n: int, *, seed: int = 1) -> np.ndarray:

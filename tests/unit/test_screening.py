@@ -8,7 +8,8 @@ import pytest
 from features import screening
 from features.accounts import Accounts
 from features.errors import ScreeningError
-from features.transaction import Transaction, pack, records
+from features.transaction import pack, records
+from tests.transactions import transaction
 
 T = 1_500_000_000
 HEADER = "address,list,known_from\n"
@@ -24,21 +25,8 @@ def written(folder: Path, *lines: str) -> Path:
 
 def hits(lists: screening.Screening, sender: str, recipient: str | None, time: int) -> tuple[list[str], list[str]]:
     """Return the lists that the kernel finds the sender and the recipient on."""
-    tx = Transaction(
-        type="transaction",
-        hash="0x" + "00" * 32,
-        log_index=None,
-        chain_id=1,
-        block_number=1,
-        block_hash=None,
-        block_timestamp=time,
-        transaction_index=None,
-        from_address=sender,
-        to_address=recipient,
-        value=1,
-    )
     accounts = Accounts(accounts_max=64, pairs_max=64, screening=lists)
-    (found,) = accounts.score_rows(records([pack(tx)]))[1].tolist()
+    (found,) = accounts.score_rows(records([pack(transaction(sender, recipient, 1, time))]))[1].tolist()
     return lists.lists(found & 0xFFFF), lists.lists(found >> 16)
 
 
