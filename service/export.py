@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
@@ -170,15 +170,18 @@ class Reader:
     """Every partition of a topic, read without a group; made connected."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.place = f"Kafka at {settings.bootstrap_servers}"
         self.topic = settings.transactions_topic
         # A question ends within the budget, or the first one would outlast it.
         self._timeout_ms = int(1000 * min(REQUEST_SECONDS, max(1.0, settings.broker_retry_seconds)))
         common = kafka_python.connection(settings) | {"bootstrap_timeout_ms": self._timeout_ms}
-        admin = self._asked("connecting", lambda: kafka_python.Admin(**common))
+        admin = kafka_python.asked(settings, "connecting", lambda: kafka_python.Admin(**common))
         try:
-            described = self._asked("describing the topic", lambda: admin.describe_topics([self.topic]))
-            cluster = self._asked("describing the cluster", admin.describe_cluster)
+            described = kafka_python.asked(
+                self._settings, "describing the topic", lambda: admin.describe_topics([self.topic])
+            )
+            cluster = kafka_python.asked(self._settings, "describing the cluster", admin.describe_cluster)
         finally:
             admin.close()
         if not described or not described[0].get("partitions"):
@@ -187,7 +190,7 @@ class Reader:
         self._partitions = sorted(each["partition_index"] for each in described[0]["partitions"])
         self.positions: dict[int, int] = {}
         """The offset after the last record read of each partition."""
-        self._consumer: Any = self._asked("connecting", lambda: _consumer(common))
+        self._consumer: Any = kafka_python.asked(settings, "connecting", lambda: _consumer(common))
 
     def begin(self, offsets: dict[int, int]) -> dict[int, int]:
         """Go to these offsets, of other partitions to their beginning; return where the partitions end.
@@ -223,7 +226,7 @@ class Reader:
         except kafka_errors.OffsetOutOfRangeError as error:
             raise InputError(f"{self.place} has deleted what is next in {self.topic!r}: {error}") from error
         except kafka_errors.KafkaError as error:
-            self._fail("reading", error)
+            raise kafka_python.failure(self._settings, "reading", error) from error
         for place, records in fetched.items():
             self.positions[place.partition] = records[-1].offset + 1
         for partition, known in self.positions.items():
@@ -264,18 +267,8 @@ class Reader:
 
     def _offsets(self, doing: str, ask: Callable[..., dict[Any, int]]) -> dict[int, int]:
         places = [TopicPartition(self.topic, partition) for partition in self._partitions]
-        found = self._asked(doing, lambda: ask(places, timeout_ms=self._timeout_ms))
+        found = kafka_python.asked(self._settings, doing, lambda: ask(places, timeout_ms=self._timeout_ms))
         return {place.partition: offset for place, offset in found.items()}
-
-    def _asked(self, doing: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except kafka_errors.KafkaError as error:
-            self._fail(doing, error)
-
-    def _fail(self, doing: str, error: Exception) -> NoReturn:
-        kind = BrokerError if isinstance(error, kafka_python.REFUSED) else OutageError
-        raise kind(f"{self.place} failed at {doing}: {error or type(error).__name__}") from error
 
 
 def _consumer(common: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The default client: kafka-python, all Python, its consumer and its transactional producer."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
@@ -34,7 +34,7 @@ _LOST = (
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
 )
-REFUSED = (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError)
+_REFUSED = (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError)
 
 
 class KafkaPythonClient:
@@ -50,11 +50,11 @@ class KafkaPythonClient:
         self._producer: Any = None
         self._calls: Calls | None = None
         self._only_partition: dict[str, int | None] = {}
-        self._admin: Any = self._asked("connecting", lambda: Admin(**self._common))
+        self._admin: Any = asked(self._settings, "connecting", lambda: Admin(**self._common))
 
     def topics(self) -> dict[str, int]:
         """Ask for all topics."""
-        described = self._asked("listing the topics", self._admin.describe_topics)
+        described = asked(self._settings, "listing the topics", self._admin.describe_topics)
         return {topic["name"]: len(topic["partitions"]) for topic in described}
 
     def create_topic(self, topic: Topic, *, replication_factor: int, configuration: dict[str, str]) -> None:
@@ -74,14 +74,14 @@ class KafkaPythonClient:
     def n_members(self) -> int:
         """Ask the group's coordinator."""
         group_id = self._settings.group_id
-        described = self._asked("describing the group", lambda: self._admin.describe_groups([group_id]))
+        described = asked(self._settings, "describing the group", lambda: self._admin.describe_groups([group_id]))
         return len(described[group_id].get("members") or ())
 
     def begin_producing(self) -> None:
         """Make the producer and initialise its transactions."""
         self._only_partition = {name: 0 if n == 1 else None for name, n in self.topics().items()}
-        self._producer = self._asked("connecting", self._make_producer)
-        self._asked("initialising transactions", self._producer.init_transactions)
+        self._producer = asked(self._settings, "connecting", self._make_producer)
+        asked(self._settings, "initialising transactions", self._producer.init_transactions)
         self._calls = Calls()
 
     def _make_producer(self) -> Any:
@@ -105,9 +105,11 @@ class KafkaPythonClient:
     def join(self, timeout_s: float) -> bool:
         """Subscribe on the first call, then poll until partitions are assigned; nothing is read yet."""
         if self._consumer is None:
-            self._consumer = self._asked("connecting", self._make_consumer)
+            self._consumer = asked(self._settings, "connecting", self._make_consumer)
             self._consumer.subscribe([self._topic], listener=self._listener)
-        early = self._asked("joining the group", lambda: self._consumer.poll(timeout_ms=int(timeout_s * 1000)))
+        early = asked(
+            self._settings, "joining the group", lambda: self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        )
         for partition, records in early.items():
             self._consumer.seek(partition, records[0].offset)
         ours = self._listener.assigned
@@ -143,7 +145,7 @@ class KafkaPythonClient:
             committed = self._consumer.committed
             return {each.partition: committed(each, timeout_ms=timeout_ms) for each in self._listener.assigned}
 
-        offsets = self._asked("reading committed offsets", ask)
+        offsets = asked(self._settings, "reading committed offsets", ask)
         return {partition: offset for partition, offset in offsets.items() if offset is not None}
 
     def seek(self, offsets: dict[int, int]) -> None:
@@ -156,7 +158,7 @@ class KafkaPythonClient:
         try:
             fetched = self._consumer.poll(timeout_ms=timeout_s * 1000, max_records=n_max)
         except kafka_errors.KafkaError as error:
-            self._fail("reading", error)
+            raise failure(self._settings, "reading", error) from error
         if self._listener.lost:
             raise lost_partitions(self._settings)
         return [
@@ -170,7 +172,7 @@ class KafkaPythonClient:
         try:
             self._producer.begin_transaction()
         except kafka_errors.KafkaError as error:
-            self._fail("beginning a transaction", error)
+            raise failure(self._settings, "beginning a transaction", error) from error
 
     def send(self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None = None) -> None:
         """Hand the records to the producer, which packs them at once and sends them from its own thread."""
@@ -185,7 +187,7 @@ class KafkaPythonClient:
                 for (key, value), each in zip(records, headers, strict=True):
                     send(topic, value, key, each, partition)
         except kafka_errors.KafkaError as error:
-            self._fail(f"writing to {topic!r}", error)
+            raise failure(self._settings, f"writing to {topic!r}", error) from error
 
     def commit(self, offsets: dict[int, int]) -> None:
         """Send offsets and commit on the thread for calls."""
@@ -208,7 +210,7 @@ class KafkaPythonClient:
         try:
             return self._calls.wait(timeout_s)
         except kafka_errors.KafkaError as error:
-            self._fail("committing", error)
+            raise failure(self._settings, "committing", error) from error
 
     def abort(self, timeout_s: float) -> None:
         """Abort on the thread for calls, unless that still hangs in a commit."""
@@ -227,7 +229,7 @@ class KafkaPythonClient:
         """Take the ends seen with the last fetch, or ask for them."""
         ours = self._listener.assigned
         if timeout_s > 0:
-            ends = self._asked("asking for the topic's end", lambda: self._ends(ours, timeout_s))
+            ends = asked(self._settings, "asking for the topic's end", lambda: self._ends(ours, timeout_s))
         else:
             ends = {each: self._consumer.highwater(each) for each in ours}
         known = {each: end for each, end in ends.items() if end is not None}
@@ -252,19 +254,6 @@ class KafkaPythonClient:
             self._consumer.close(autocommit=False, timeout_ms=2000)
         self._admin.close()
 
-    def _asked(self, doing: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except kafka_errors.KafkaError as error:
-            self._fail(doing, error)
-
-    def _fail(self, doing: str, error: Exception) -> NoReturn:
-        """Raise the product's error for the library's."""
-        if _is_lost(error):
-            raise lost_partitions(self._settings) from error
-        kind = BrokerError if isinstance(error, REFUSED) else OutageError
-        raise kind(f"{self._place} failed at {doing}: {_text(error)}") from error
-
 
 class Admin(KafkaAdminClient):  # type: ignore[misc]  # the library has no types
     """Leaves a group's permitted operations as numbers: the demo's broker sets bits without a name."""
@@ -287,6 +276,22 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # the library
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         self.assigned = tuple(sorted(assigned))
+
+
+def asked(settings: Settings, doing: str, call: Callable[[], Any]) -> Any:
+    """Return what a call of the library returns, or raise the product's error for its."""
+    try:
+        return call()
+    except kafka_errors.KafkaError as error:
+        raise failure(settings, doing, error) from error
+
+
+def failure(settings: Settings, doing: str, error: Exception) -> BrokerError:
+    """Return the product's error for the library's."""
+    if _is_lost(error):
+        return lost_partitions(settings)
+    kind = BrokerError if isinstance(error, _REFUSED) else OutageError
+    return kind(f"Kafka at {settings.bootstrap_servers} failed at {doing}: {_text(error)}")
 
 
 def _is_lost(error: Exception) -> bool:
