@@ -14,7 +14,7 @@ from models import compact, distil, evaluate, intervals
 from models.dataset import Cuts, Sample
 from models.distil import Lessons
 from models.intervals import Estimate
-from models.learning import Parts, Say, Settings
+from models.learning import SIMULATED, Parts, Say, Settings
 from models.measured import ABLATION_FILE, Step
 
 if TYPE_CHECKING:
@@ -47,9 +47,17 @@ class Taught(NamedTuple):
     kept: NDArray[np.int64]
     """Places of the chosen features among the trained columns."""
 
-    def lessons(self, *, taught: bool = True, cold: bool = True, more: bool = True, rounded: bool = True) -> Lessons:
+    def lessons(
+        self,
+        *,
+        taught: bool = True,
+        cold: bool = True,
+        more: bool = True,
+        simulated: bool = True,
+        rounded: bool = True,
+    ) -> Lessons:
         """Return what the student learns, less some of it."""
-        chosen = slice(None) if cold else ~self.parts.is_cold
+        chosen = (cold | ~self.parts.is_cold) & (simulated | (self.parts.account != SIMULATED))
         parts = self.parts._replace(rows=self.cells if rounded else self.parts.rows).take(chosen)
         # Unlabelled rows have no target without a teacher.
         extra = (self.unlabelled, self.unlabelled_margins) if more and taught else (None, None)
@@ -101,6 +109,9 @@ def variants(taught: Taught, rows: NDArray[np.float32], settings: Settings, *, s
         ("without cold copies", lambda: fit(taught.lessons(cold=False), taught.kept), taught.kept, cells),
         ("without unlabelled rows", lambda: fit(taught.lessons(more=False), taught.kept), taught.kept, cells),
     ]
+    if (taught.parts.account == SIMULATED).any():
+        real = ("without simulated frauds", lambda: fit(taught.lessons(simulated=False), taught.kept))
+        steps.append((*real, taught.kept, cells))
 
     def make(step: tuple[str, Callable[[], "Booster"], NDArray[np.int64], NDArray[np.float32]]) -> Variant:
         name, train, kept, judged = step

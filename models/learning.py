@@ -39,6 +39,20 @@ COLD_COPY = 0.2
 COLD_DAYS = (20.0, 200.0)
 """Between the restarts of that table."""
 
+SIMULATED = -2
+"""In the place of a row's account: the row is a simulator's."""
+SIMULATED_SHARE = 0.03
+"""Weight of all simulated rows, against 1 of the labelled ones with their past; half of it is the frauds'."""
+
+
+class SimulatedRows(NamedTuple):
+    """Payments of simulated accounts: kinds of fraud for which there are no labels, and ordinary life around them."""
+
+    rows: NDArray[np.float32]
+    """Trained columns, shape (n, n_trained_columns)."""
+    kind: NDArray[np.str_]
+    """Of fraud, empty for an ordinary payment."""
+
 
 class Parts(NamedTuple):
     """Rows to learn from, shape (n, n_trained_columns), each once with its whole past and once with a part of it."""
@@ -51,6 +65,12 @@ class Parts(NamedTuple):
     time: NDArray[np.int64]
     is_cold: NDArray[np.bool_]
     """The row's past is that since a restart."""
+
+    @property
+    def is_plain(self) -> NDArray[np.bool_]:
+        """Labelled rows with their whole past: neither cold copies nor simulated."""
+        is_plain: NDArray[np.bool_] = ~self.is_cold & (self.account != SIMULATED)
+        return is_plain
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | slice) -> "Parts":
         """Return the chosen rows."""
@@ -78,6 +98,20 @@ def learning_parts(records: Records, sample: Sample, rows: NDArray[np.float32], 
         np.tile(part.account, 2),
         np.tile(part.time, 2),
         np.repeat([False, True], len(learnt)),
+    )
+
+
+def with_simulated(parts: Parts, simulated: SimulatedRows, share: float = SIMULATED_SHARE) -> Parts:
+    """Return the parts with simulated rows behind them, as if they had happened last."""
+    n, is_fraud = len(simulated.rows), simulated.kind != ""
+    half = 0.5 * share * parts.weight[parts.is_plain].sum()
+    return Parts(
+        np.concatenate([parts.rows, simulated.rows]),
+        np.concatenate([parts.is_phishing, is_fraud]),
+        np.concatenate([parts.weight, np.where(is_fraud, half / is_fraud.sum(), half / (~is_fraud).sum())]),
+        np.concatenate([parts.account, np.full(n, SIMULATED)]),
+        np.concatenate([parts.time, np.full(n, parts.time.max())]),
+        np.concatenate([parts.is_cold, np.zeros(n, dtype=np.bool_)]),
     )
 
 

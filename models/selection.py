@@ -6,14 +6,20 @@ origins, the last of which is judged on the validation period. After each round 
 left, so that of two features that tell the same one stays (I. Guyon et al., Gene Selection for Cancer Classification
 using Support Vector Machines, 2002). Choosing by the gain in training instead lost 0.004 of ROC AUC on validation: it
 prefers what tells accounts apart that are known already.
+
+What is thrown out early is a matter of luck: five eliminations of other seeds had 16 of 24 features in common, and
+their students kept 0.9965 to 0.9988 of the teacher's average precision over the nine months after the first origin. So several are made, and
+the set is kept whose models do best from each origin to the end of the validation period: a model serves for long.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.compiled import compiled
+from features.compiled import compiled_without_gil
 from models import compact
 from models.dataset import BACKGROUND, Cuts, Sample
 from models.learning import FIXED, Parts, Say, Settings
@@ -31,13 +37,17 @@ PROBE: Settings = {
     "lambda_l2": 5.0,
 }
 ORIGINS = 3
+JUDGING_SEEDS = (11, 12, 13)
+"""Of the models by which eliminations are compared."""
 FEW = 40
 """Features from which on fewer go at once: the fewer are left, the more each choice decides."""
 
 
 class Effort(NamedTuple):
-    """How thoroughly is chosen: 84 to 24 features take 19 rounds and 110 s of one core, or 4 and 6 s."""
+    """How thoroughly is chosen: 84 to 24 features take 19 rounds and 110 s of one core, or 4 and 6 s, each time."""
 
+    n_draws: int = 5
+    """Eliminations, of which the best is kept."""
     n_trees: int = 100
     every: int = 3
     """One of so many rows is learnt from."""
@@ -48,7 +58,7 @@ class Effort(NamedTuple):
 
 
 THOROUGH = Effort()
-QUICK = Effort(n_trees=40, every=9, many=3, few=3)
+QUICK = Effort(n_draws=1, n_trees=40, every=9, many=3, few=3)
 
 RATES = np.geomspace(0.005, 0.05, 8)
 """False-positive rates whose recalls are averaged: at 1 % alone, recall hangs on one account of the validation rows."""
@@ -87,12 +97,39 @@ def choose(
         cuts: Where the validation and the test period start.
         among: Places to choose from, ascending.
         n_features: How many to keep.
-        seed: Of models and shuffles.
+        seed: Of the first elimination's models and shuffles; the others' are the next ones.
         say: Told of the progress.
         effort: How thoroughly.
     """
-    origins = _origins(parts, sample, rows, cuts, effort.every)
-    kept = among
+    near = _origins(parts, sample, rows, cuts, effort.every, is_far=False)
+    n_out = len(among) - n_features
+    done = [0] * effort.n_draws
+
+    def draw(number: int) -> NDArray[np.int64]:
+        def tell(n: int) -> None:
+            done[number] = n
+            say(sum(done), n_out * effort.n_draws)
+
+        return _eliminate(near, among, n_features, seed=seed + number, effort=effort, tell=tell)
+
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(draw, range(effort.n_draws)))
+        if len(drawn) == 1:
+            return drawn[0]
+        far = _origins(parts, sample, rows, cuts, effort.every, is_far=True)
+        quality = list(pool.map(lambda kept: _compare(far, kept, effort.n_trees), drawn))
+    return drawn[int(np.argmax(quality))]
+
+
+def _eliminate(
+    origins: list[_Origin],
+    kept: NDArray[np.int64],
+    n_features: int,
+    *,
+    seed: int,
+    effort: Effort,
+    tell: Callable[[int], None],
+) -> NDArray[np.int64]:
     random = np.random.default_rng(seed)
     n_start = len(kept)
     while len(kept) > n_features:
@@ -103,18 +140,34 @@ def choose(
         n_out = max(1, len(kept) // (effort.many if len(kept) > FEW else effort.few))
         n_out = min(n_out, len(kept) - n_features)
         kept = np.delete(kept, np.argsort(use, kind="stable")[:n_out])
-        say(n_start - len(kept), n_start - n_features)
+        tell(n_start - len(kept))
     return kept
 
 
-def _origins(parts: Parts, sample: Sample, rows: NDArray[np.float32], cuts: Cuts, every: int) -> list[_Origin]:
+def _compare(origins: list[_Origin], kept: NDArray[np.int64], n_trees: int) -> float:
+    """Return the mean quality of several models of these features over the origins."""
+    found = []
+    for origin in origins:
+        rows = np.ascontiguousarray(origin.rows[:, kept])
+        for seed in JUDGING_SEEDS:
+            booster = _fit(origin.learnt, kept, n_trees, seed)
+            margins = np.asarray(booster.predict(rows, raw_score=True, num_threads=1), dtype=np.float64)
+            found.append(_quality(margins, origin))
+    return float(np.mean(found))
+
+
+def _origins(
+    parts: Parts, sample: Sample, rows: NDArray[np.float32], cuts: Cuts, every: int, *, is_far: bool
+) -> list[_Origin]:
+    """Return the origins, each judged on the quarter after it, or, when far, to the end of the validation period."""
     span = cuts.test_start - cuts.validation_start
     first_seen = np.full(int(sample.account.max()) + 1, np.iinfo(np.int64).max)
     labelled = sample.account != BACKGROUND
     np.minimum.at(first_seen, sample.account[labelled], sample.time[labelled])
     origins = []
     for start in (cuts.validation_start - i * span for i in reversed(range(ORIGINS))):
-        judged = labelled & (sample.time >= start) & (sample.time < start + span)
+        end = cuts.test_start if is_far else start + span
+        judged = labelled & (sample.time >= start) & (sample.time < end)
         learnt = np.flatnonzero(parts.time < start)[::every]
         part = sample.take(judged)
         member = _test_sets(part, first_seen[part.account] >= start)
@@ -224,7 +277,7 @@ class _Trees(NamedTuple):
         )
 
 
-@compiled
+@compiled_without_gil
 def _walk(
     columns: Any,
     feature: Any,
@@ -251,7 +304,7 @@ def _walk(
             margins[row] += leaf[leaf_0 + ~node]
 
 
-@compiled
+@compiled_without_gil
 def _figures(is_phishing: Any, weight: Any, member: Any, rates: Any, figures: Any) -> None:
     """Fill in ROC AUC, average precision and mean recall of each set, rows in order of falling score."""
     for s in range(member.shape[0]):

@@ -93,13 +93,13 @@ def read_columns() -> NDArray[np.bool_]:
     return np.array([not any(part in name for part in LEFT_OUT) for name in names])
 
 
-def weights(parts: Parts) -> NDArray[np.float64]:
-    """Return what each row weighs to teacher and student: learning's weight, less with age, and by what the row is."""
+def weights(parts: Parts, *, cold_weight: float = COLD_WEIGHT) -> NDArray[np.float64]:
+    """Return what each row weighs: learning's weight, less with age, and by what the row is."""
     days = (parts.time.max() - parts.time) / DAY_S
     aged: NDArray[np.float64] = np.where(
         parts.account == BACKGROUND, BACKGROUND_WEIGHT, 2.0 ** -(days / HALF_LIFE_DAYS)
     )
-    return parts.weight * aged * np.where(parts.is_cold, COLD_WEIGHT, 1.0)
+    return parts.weight * aged * np.where(parts.is_cold, cold_weight, 1.0)
 
 
 def mean(members: "list[Booster]") -> "Booster":

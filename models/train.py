@@ -32,7 +32,7 @@ from models import (
     thresholds,
 )
 from models.dataset import Cuts, Records, Report, Sample, Source
-from models.learning import FIXED, Parts, Settings, trained_columns
+from models.learning import FIXED, Parts, Settings, SimulatedRows, trained_columns
 from models.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Rows(NamedTuple):
     rows: NDArray[np.float32]
     """All features of the sample."""
     parts: Parts
+    simulated: SimulatedRows | None
     unlabelled: NDArray[np.float32]
     """Trained columns of payments without a label."""
     tuned: NDArray[np.bool_]
@@ -93,6 +94,7 @@ def train(
     progress: Report,
     plan: Plan = FULL,
     budget: thresholds.Budget = thresholds.BUDGET,
+    simulated: SimulatedRows | None = None,
 ) -> report.Report:
     """Train both models, write them into a folder, evaluate them and write the report beside them.
 
@@ -105,6 +107,7 @@ def train(
         progress: Told of the progress.
         plan: How much work to do.
         budget: How many alerts the thresholds may give.
+        simulated: Payments with kinds of fraud that the labels lack; None for none.
 
     Raises:
         InputError: The data cannot be read or holds too little to train, tune or judge.
@@ -117,7 +120,8 @@ def train(
     registry.refuse_sealed(output)
     meter = energy.Meter()
     records = dataset.read(data)
-    held = gather(records, data.folder if isinstance(data, Source) else data, plan, seed=seed, progress=progress)
+    place = data.folder if isinstance(data, Source) else data
+    held = gather(records, place, plan, simulated, seed=seed, progress=progress)
     large, kept = _prepare(held, records.cuts, plan, seed=seed, progress=progress)
     registry.write_teacher(output, large.booster, slope=large.slope, intercept=large.intercept)
     taught = teach(held, large.booster, kept, progress)
@@ -143,7 +147,9 @@ def train(
     return result
 
 
-def gather(records: Records, place: Path, plan: Plan, *, seed: int, progress: Report) -> Rows:
+def gather(
+    records: Records, place: Path, plan: Plan, simulated: SimulatedRows | None, *, seed: int, progress: Report
+) -> Rows:
     """Return what a training learns from, tunes on and judges by; `place` is what errors name."""
     sample = dataset.sample(records)
     _check(sample, records.cuts, place)
@@ -154,7 +160,7 @@ def gather(records: Records, place: Path, plan: Plan, *, seed: int, progress: Re
     rows = everything[~is_more]
     parts = learning.learning_parts(records, sample, rows, seed=seed, report=progress)
     tuned = (sample.time >= records.cuts.validation_start) & (sample.time < records.cuts.test_start)
-    return Rows(sample, rows, parts, everything[is_more][:, trained_columns()], tuned)
+    return Rows(sample, rows, parts, simulated, everything[is_more][:, trained_columns()], tuned)
 
 
 def _check(sample: Sample, cuts: Cuts, place: Path) -> None:
@@ -181,12 +187,13 @@ def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report)
     while it grows a tree.
     """
     early = held.sample.time < cuts.test_start
-    cells = _student_parts(held.parts)._replace(rows=compact.quantise(held.parts.rows))
+    # Simulated rows are the student's alone: over three origins they made the teacher no better.
+    weight, cells = teacher.weights(held.parts), compact.quantise(held.parts.rows)
     judged = compact.quantise(held.rows[early][:, trained_columns()])
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(teacher.fit, held.parts, plan.teacher, seed=seed, say=partial(progress, "teacher"))
         kept = selection.choose(
-            cells,
+            held.parts._replace(rows=cells, weight=weight),
             held.sample.take(early),
             judged,
             cuts=cuts,
@@ -207,20 +214,22 @@ def _margins(booster: "Booster", rows: NDArray[np.float32]) -> NDArray[np.float6
     return np.asarray(booster.predict(rows, raw_score=True, num_threads=2), dtype=np.float64)
 
 
-def _student_parts(parts: Parts) -> Parts:
-    """Return the rows with the weights they have for the teacher: ROC AUC 0.9605 for the student's, not 0.9593."""
-    return parts._replace(weight=teacher.weights(parts))
-
-
-def teach(held: Rows, large: "Booster", kept: NDArray[np.int64], progress: Report) -> ablation.Taught:
+def teach(
+    held: Rows,
+    large: "Booster",
+    kept: NDArray[np.int64],
+    progress: Report,
+    simulated_share: float = learning.SIMULATED_SHARE,
+) -> ablation.Taught:
     """Return what the student starts from: rows with the scores of the large model, and the features to read."""
     progress("teacher's scores", 0, 2)
-    margins = _margins(large, held.parts.rows)
+    parts = held.parts._replace(weight=teacher.weights(held.parts, cold_weight=distil.COLD_WEIGHT))
+    parts = parts if held.simulated is None else learning.with_simulated(parts, held.simulated, simulated_share)
+    margins = _margins(large, parts.rows)
     progress("teacher's scores", 1, 2)
     more = _margins(large, held.unlabelled) if len(held.unlabelled) else np.zeros(0)
     progress("teacher's scores", 2, 2)
-    parts, cells = _student_parts(held.parts), compact.quantise(held.parts.rows)
-    return ablation.Taught(parts, cells, margins, compact.quantise(held.unlabelled), more, kept)
+    return ablation.Taught(parts, compact.quantise(parts.rows), margins, compact.quantise(held.unlabelled), more, kept)
 
 
 def _write(
@@ -235,7 +244,7 @@ def _write(
 ) -> None:
     trees, names, leaf_scale = compact.from_booster(student, student.feature_name())
     tuned, rows = held.sample.take(held.tuned), held.rows[held.tuned]
-    n_learnt = len(held.parts.rows) // 2
+    learnt = ~held.parts.is_cold
     told = f"labelled and background payments of {thresholds.period(records.cuts)}"
     header = compact.Header(
         name=NAME,
@@ -248,8 +257,8 @@ def _write(
             records.digest,
             registry.Teacher.load(folder).digest,
             seed,
-            n_learnt,
-            int(held.parts.is_phishing[:n_learnt].sum()),
+            int(learnt.sum()),
+            int(held.parts.is_phishing[learnt].sum()),
             FIXED | plan.student,
             report.libraries(),
             _method(held, plan),
@@ -269,9 +278,11 @@ def _write(
 
 def _method(held: Rows, plan: Plan) -> dict[str, bool | int | float | str]:
     method: dict[str, bool | int | float | str] = {
-        "target": "half the label, half the teacher's probability; without a label the teacher's",
+        "target": "half the label, half the teacher's probability; without a label the teacher's; simulated: the truth",
         "n_unlabelled": len(held.unlabelled),
         "unlabelled_weight": distil.UNLABELLED_WEIGHT,
+        "n_simulated": 0 if held.simulated is None else len(held.simulated.rows),
+        "simulated_share": learning.SIMULATED_SHARE,
         "cold_copy": learning.COLD_COPY,
         "features": "elimination by shuffling, judged on the three quarters before the test period",
         "thresholds": "trained on the 16-bit grid",

@@ -266,13 +266,15 @@ def train(
     source = _source(data, labels, as_of, validation_start, test_start, accounts_max)
     from models import thresholds, train
     from models.progress import progress
+    from service import augmentation
 
     budget = thresholds.budget(
         review_rate=review_rate, block_rate=block_rate, alerts_per_day=alerts, transactions_per_day=transactions
     )
     plan = train.QUICK if quick else train.FULL
     with progress() as report:
-        train.train(source, output, seed=seed, progress=report, plan=plan, budget=budget)
+        simulated = augmentation.simulated_rows(seed)
+        train.train(source, output, seed=seed, progress=report, plan=plan, budget=budget, simulated=simulated)
     typer.echo(f"wrote the model and its evaluation to {output}")
 
 

@@ -23,6 +23,7 @@ from models.dataset import CUTS, Sample
 from models.learning import trained_columns
 from models.progress import progress
 from models.scorer import Scorer
+from service.augmentation import simulated_rows
 from tests.bench import command, networks, oblivious
 
 SEED = 1
@@ -159,7 +160,7 @@ def measure(data: Path, folder: Path) -> Frontier:
     kept = np.array(sorted(names.index(name) for name in version.header.features), dtype=np.int64)
     with progress() as say:
         records = dataset.read(data)
-        held = train.gather(records, data, train.FULL, seed=SEED, progress=say)
+        held = train.gather(records, data, train.FULL, simulated_rows(SEED), seed=SEED, progress=say)
         taught = train.teach(held, registry.Teacher.load(folder).booster, kept, say)
         bench = Bench(taught, held.sample.take(held.tuned), held.rows[held.tuned], version)
         makers: list[Callable[[], Point]] = [lambda size=size: bench.trees(*size) for size in TREES]

@@ -17,6 +17,7 @@ from models import dataset, evaluate, learning, teacher
 from models.dataset import BACKGROUND, Cuts, Records
 from models.learning import Parts, Settings
 from models.progress import progress
+from service.augmentation import simulated_rows
 from tests.bench import command
 
 ORIGINS = ("2018-01-01", "2018-04-01", "2018-07-01")
@@ -33,6 +34,8 @@ class Variant(NamedTuple):
     weigh: Weigh = teacher.weights
     left_out: tuple[str, ...] = teacher.LEFT_OUT
     """Parts of the names of columns that are not read."""
+    simulated_share: float = 0.0
+    """Weight of simulated rows, as the student learns them."""
 
 
 def _without_cold(parts: Parts) -> NDArray[np.float64]:
@@ -68,6 +71,7 @@ VARIANTS = {
     "without cold copies": Variant(weigh=_without_cold),
     "background as others": Variant(weigh=_background_as_others),
     "ageless": Variant(weigh=_ageless),
+    "with simulated frauds": Variant(simulated_share=learning.SIMULATED_SHARE),
     "one run of 800 trees": Variant(ONE_RUN, lambda parts: parts.weight, ()),
 }
 
@@ -121,7 +125,10 @@ def _figures(
     names = [schema.FEATURES[i].name for i in learning.trained_columns().tolist()]
     read = np.array([not any(part in name for part in variant.left_out) for name in names])
     settings = variant.settings if n_trees is None else variant.settings | {"n_trees": n_trees}
-    booster = teacher.fit(parts, settings, seed=seed, say=lambda *_: None, weight=variant.weigh(parts), read=read)
+    parts = parts._replace(weight=variant.weigh(parts))
+    if variant.simulated_share:
+        parts = learning.with_simulated(parts, simulated_rows(seed), variant.simulated_share)
+    booster = teacher.fit(parts, settings, seed=seed, say=lambda *_: None, weight=parts.weight, read=read)
     margins = np.asarray(booster.predict(rows, raw_score=True, num_threads=1))
     rankings, operations = evaluate.evaluate(judged, margins, seed=1, n_replicates=1, cuts=Cuts(start, start))
     by_set = {ranking.test_set: ranking for ranking in rankings}

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models import compact, distil, learning
-from models.learning import Parts
+from models.learning import SIMULATED, Parts
 
 SETTINGS = distil.STUDENT | {"n_trees": 12, "min_data_in_leaf": 20}
 
@@ -41,6 +41,17 @@ def test_target_is_half_label_and_half_teacher() -> None:
     np.testing.assert_allclose(lessons.target[100:], distil.probability(margins[:10]))
     warm = parts.weight[~parts.is_cold].sum()
     assert lessons.weight[100:].sum() == pytest.approx(distil.UNLABELLED_WEIGHT * warm)
+
+
+def test_target_of_a_simulated_row_is_its_truth() -> None:
+    """The teacher has not seen such kinds of fraud, and its guess teaches nothing about them."""
+    parts = drawn(100)
+    parts = parts._replace(account=np.where(np.arange(100) < 50, SIMULATED, parts.account))
+
+    lessons = distil.lessons(parts, np.full(100, 1.5))
+
+    np.testing.assert_array_equal(lessons.target[:50], parts.is_phishing[:50])
+    assert 0 < lessons.target[50:].min() < lessons.target[50:].max() < 1
 
 
 def test_without_a_teacher_the_target_is_the_label() -> None:

@@ -9,7 +9,7 @@ from models.dataset import CUTS, Sample
 from models.learning import Parts
 from tests.boosters import drawn_rows, trained
 
-EFFORT = selection.Effort(n_trees=20, every=1, many=4, few=4)
+EFFORT = selection.Effort(n_draws=2, n_trees=20, every=1, many=4, few=4)
 
 
 def silent(_n_done: int, _n: int) -> None:
