@@ -8,8 +8,9 @@ using Support Vector Machines, 2002). Choosing by the gain in training instead l
 prefers what tells accounts apart that are known already.
 
 What is thrown out early is a matter of luck: five eliminations of other seeds had 16 of 24 features in common, and
-their students kept 0.9965 to 0.9988 of the teacher's average precision over the nine months after the first origin. So several are made, and
-the set is kept whose models do best from each origin to the end of the validation period: a model serves for long.
+their students kept 0.9965 to 0.9988 of the teacher's average precision over the nine months after the first origin. So
+several are made, and the set is kept whose models do best from each origin to the end of the validation period: a
+model serves for long.
 """
 
 from collections.abc import Callable
