@@ -78,12 +78,13 @@ $(WARM): $(INSTALLED) $(wildcard features/*.py models/*.py)
 	@$(BIN)/falconet check --offline
 	@touch $@
 
-# Apache Kafka itself comes through Maven when the first test asks for it.
+# Apache Kafka itself comes through Maven, and the chain's node through npm, when the first test asks for them.
 tools:
 	@missing=; \
 	command -v java > /dev/null || missing="$$missing default-jre-headless"; \
 	command -v mvn > /dev/null || missing="$$missing maven"; \
 	command -v gcc > /dev/null || missing="$$missing gcc libc6-dev"; \
+	command -v npm > /dev/null || missing="$$missing npm"; \
 	$(call bring,$$missing)
 
 # As root on Debian the missing packages are installed; elsewhere what needs them says so.

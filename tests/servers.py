@@ -1,12 +1,15 @@
-"""The real servers that tests, benchmarks and developers share: Apache Kafka in KRaft mode on a free port.
+"""The real servers that tests, benchmarks and developers share, each on a free port.
 
-    uv run python -m tests.servers kafka        # starts a broker, prints its address, stops with Ctrl-C
+    uv run python -m tests.servers kafka        # starts Apache Kafka, prints its address, stops with Ctrl-C
+    uv run python -m tests.servers anvil        # a local Ethereum node that reorganises on command
 
-The jars come from Maven Central through `deploy/kafka/pom.xml` on first use and stay in `deploy/kafka/target/libs`;
-`KAFKA_LIBS` names another folder that already holds them.
+Kafka's jars come from Maven Central through `deploy/kafka/pom.xml` on first use and stay in `deploy/kafka/target/libs`;
+`KAFKA_LIBS` names another folder that already holds them. Anvil comes from npm through `deploy/anvil/package-lock.json`
+and stays in `deploy/anvil/node_modules`.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 KAFKA = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
 LIBS_VARIABLE = "KAFKA_LIBS"
+ANVIL = KAFKA.parent / "anvil"
 
 START_S_MAX = 60.0
 STOP_S_MAX = 10.0
@@ -124,6 +130,74 @@ class KafkaBroker:
             time.sleep(0.02)
 
 
+class Anvil:
+    """One local node of an EVM chain with funded, unlocked accounts; it mines and reorganises when told to."""
+
+    def __init__(self, *options: str, chain_id: int = 1, port: int | None = None) -> None:
+        self._command = [str(anvil_program()), "--quiet", "--chain-id", str(chain_id), *options]
+        self._port = port or free_ports(1)[0]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url, self.ws_url = f"http://127.0.0.1:{self._port}", f"ws://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "Anvil":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start it and return when it answers; what an earlier process held is gone unless an option keeps it."""
+        self._process = subprocess.Popen([*self._command, "--port", str(self._port)], start_new_session=True)
+        deadline = time.monotonic() + START_S_MAX
+        while not _answers(self._port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"anvil did not start on port {self._port}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def ask(self, method: str, *params: object) -> Any:
+        """Return the result of a call; its error is a RuntimeError."""
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=STOP_S_MAX) as response:
+            answer = json.load(response)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
+
+
+def anvil_program() -> Path:
+    """Return anvil's program, fetching it with npm on first use.
+
+    Raises:
+        MissingServerError: npm is missing, could not fetch it, or has none for this machine.
+    """
+    modules, lock = ANVIL / "node_modules", ANVIL / "package-lock.json"
+    stamp = modules / "fetched.json"
+    if not stamp.exists() or stamp.read_bytes() != lock.read_bytes():
+        npm = shutil.which("npm")
+        if npm is None:
+            raise MissingServerError("anvil is not here and `npm` (Node.js) is not installed to fetch it")
+        # The packages' scripts only look whether the program is there.
+        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", "--prefix", str(ANVIL)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode != 0:
+            raise MissingServerError(f"npm could not fetch anvil: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+        shutil.copyfile(lock, stamp)
+    found = sorted(modules.glob("@foundry-rs/anvil-*/bin/anvil*"))
+    if not found:
+        raise MissingServerError(f"npm has no anvil for this machine in {modules}")
+    return found[0]
+
+
 def kafka_libs() -> Path:
     """Return the folder of Kafka's jars, fetching them with Maven on first use.
 
@@ -215,12 +289,15 @@ def _properties(home: Path, port: int, controller_port: int) -> str:
 
 def main() -> int:
     """Start what the command line names and keep it until Ctrl-C or SIGTERM."""
-    if sys.argv[1:] != ["kafka"]:
-        print("usage: python -m tests.servers kafka", file=sys.stderr)
+    if sys.argv[1:] not in (["kafka"], ["anvil"]):
+        print("usage: python -m tests.servers kafka|anvil", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt), kafka() as address:
-        print(f"Apache Kafka listens on {address}; Ctrl-C stops it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        if sys.argv[1] == "kafka":
+            print(f"Apache Kafka listens on {stack.enter_context(kafka())}; Ctrl-C stops it.", flush=True)
+        else:
+            print(f"anvil listens on {stack.enter_context(Anvil()).url}; Ctrl-C stops it.", flush=True)
         signal.pause()
     return 0
 
