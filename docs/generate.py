@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from features import schema, transaction
 from models import evaluate, report
-from service import archiver, bench, cli, messages, metrics, settings
+from service import archiver, bench, cli, ingest_metrics, messages, metrics, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
@@ -161,6 +161,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "settings": settings.markdown_table,
     "metrics": metrics_table,
+    "ingest-metrics": lambda: metrics.markdown_table(ingest_metrics.CATALOGUE),
     "archive": archive_table,
     "archive-figures": archive_figures_table,
     "figures": figures_table,

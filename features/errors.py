@@ -7,9 +7,11 @@ FalconetError
 │   ├── ArtifactError    a model artefact
 │   ├── ScreeningError   a list of addresses
 │   └── StateError       a saved account state
-└── BrokerError      a bad world: Kafka refuses us; exit code 1
-    ├── OutageError      it may pass: retried within a budget
-    └── FencedError      our place in the group or the transaction went to another
+├── BrokerError      a bad world: Kafka refuses us; exit code 1
+│   ├── OutageError      it may pass: retried within a budget
+│   └── FencedError      our place in the group or the transaction went to another
+└── NodeError        a bad world: a chain's node that cannot be used; exit code 1
+    └── NodeOutageError  it may pass: another node is asked, or the same again, within a budget
 """
 
 from typing import Literal
@@ -29,6 +31,23 @@ Reason = Literal[
     "unsupported_type",
 ]
 """Why a message was rejected: the closed set that labels `falconet_dlq_total` and the dead-letter header."""
+
+Fault = Literal[
+    "unreachable",
+    "timeout",
+    "rate_limited",
+    "refused",
+    "malformed",
+    "pruned",
+    "wrong_chain",
+    "missing_block",
+    "wrong_block",
+    "foreign_receipts",
+    "parent_mismatch",
+    "head_behind",
+    "deep_reorg",
+]
+"""What is wrong with a node: the closed set that labels `falconet_rpc_errors_total`."""
 
 
 class FalconetError(Exception):
@@ -74,3 +93,16 @@ class OutageError(BrokerError):
 
 class FencedError(BrokerError):
     """Kafka has given our place to another process."""
+
+
+class NodeError(FalconetError):
+    """A chain's node cannot be used, for the fault given."""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(f"{fault}: {detail}")
+        self.fault = fault
+        self.detail = detail
+
+
+class NodeOutageError(NodeError):
+    """A node did not answer as it should, and it or another may do so later."""

@@ -1,5 +1,6 @@
 """The `check` command: everything that `serve` needs at start, tried without touching what a running service holds."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
         UsageError: The Kafka library that the settings name is not installed.
         InputError: The model or a list cannot be used.
         BrokerError: No broker answers, or topics are missing that the service may not create.
+        NodeError: A node that the settings name does not answer, or is of another chain.
     """
     yield f"settings  {len(settings.effective())} read"
     path = registry.model_path(settings.model, settings.registry_dir)
@@ -54,6 +56,7 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
     yield f"kernels   ready in {time.perf_counter() - started_s:.1f} s"
     if not is_offline:
         yield from broker(settings)
+        yield from nodes(settings)
 
 
 def _described(scorer: Scorer) -> str:
@@ -112,3 +115,36 @@ def broker(settings: Settings) -> Iterator[str]:
         )
     for name in wanted:
         yield f"topic     {name}: " + (f"{there[name]} partitions" if name in there else "serve will create it")
+
+
+def nodes(settings: Settings) -> Iterator[str]:
+    """Yield what each node that the settings name says of itself; nothing where they name none.
+
+    Raises:
+        UsageError: web3 is not installed.
+        NodeError: A node does not answer, is of another chain, or does not give its newest block whole.
+    """
+    if not settings.rpc_urls:
+        return
+    # Here, because most checks need no web3, which takes a second to import.
+    from service import heads, node
+    from service.ingest_metrics import IngestMetrics
+
+    asked = node.Node(
+        [url for url in settings.rpc_urls if url.startswith("http")],
+        chain_id=settings.chain_id,
+        retry_seconds=0.0,
+        metrics=IngestMetrics(),
+        stop=threading.Event(),
+    )
+    for found in asked.describe():
+        finalized = "no finalized block" if found.finalized is None else f"finalized {found.finalized}"
+        receipts = "a block's receipts at once" if found.has_block_receipts else "receipts one by one"
+        yield (
+            f"node      {found.label}: {found.client}, chain {found.chain_id}, head {found.head.number}, {finalized}, "
+            f"{receipts}"
+        )
+    sockets = [url for url in settings.rpc_urls if url.startswith("ws")]
+    for url, label in zip(sockets, node.labels(sockets), strict=True):
+        heads.probe(url, label)
+        yield f"heads     {label}: pushed"

@@ -35,6 +35,10 @@ Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="T
 Bootstrap = Annotated[
     str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers to ask first.")
 ]
+Rpc = Annotated[
+    list[str] | None,
+    typer.Option("--rpc", metavar="URL", help="A chain's node; may be given again. WebSocket URLs tell of heads."),
+]
 
 Form = Literal["parquet", "jsonl"]
 
@@ -81,6 +85,39 @@ def serve(
     from service import serve
 
     serve.serve(effective, is_fresh=fresh_state)
+
+
+@app.command()
+def ingest(
+    rpc: Rpc = None,
+    start_block: Annotated[
+        str | None, typer.Option("--start-block", metavar="BLOCK", help="Number, latest or checkpoint.")
+    ] = None,
+    confirmations: Annotated[
+        int | None, typer.Option("--confirmations", metavar="N", min=0, help="Publish blocks N below the head.")
+    ] = None,
+    finality: Annotated[
+        str | None, typer.Option("--finality", metavar="KIND", help="instant, safe or finalized.")
+    ] = None,
+    forget_checkpoint: Annotated[
+        bool, typer.Option("--forget-checkpoint", help="Begin at --start-block again; blocks may be published twice.")
+    ] = False,
+    config: Config = None,
+    bootstrap_servers: Bootstrap = None,
+) -> None:
+    """Publish a chain's blocks from its node to the transactions topic until SIGTERM or Ctrl-C."""
+    if confirmations is not None and finality is not None:
+        raise UsageError("--confirmations and --finality are both given; give one of them")
+    overrides = {
+        "bootstrap_servers": bootstrap_servers,
+        "rpc_urls": rpc,
+        "start_block": start_block,
+        "finality": finality if confirmations is None else str(confirmations),
+    }
+    effective = settings.load(config=config, overrides=overrides)
+    from service import ingest
+
+    ingest.command(effective, forget_checkpoint=forget_checkpoint)
 
 
 @app.command()
@@ -394,10 +431,11 @@ def drift(
 def check(
     config: Config = None,
     bootstrap_servers: Bootstrap = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave the broker and its topics out.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave broker, topics and nodes out.")] = False,
+    rpc: Rpc = None,
 ) -> None:
-    """Validate settings, model and kernels, and the broker with its topics; 0 means that serve would start."""
-    effective = _settings(config, bootstrap_servers)
+    """Validate settings, model, kernels, the broker with its topics, and any nodes; 0 means that serve would start."""
+    effective = settings.load(config=config, overrides={"bootstrap_servers": bootstrap_servers, "rpc_urls": rpc})
     from service import check
 
     for line in check.run(effective, is_offline=offline):

@@ -144,15 +144,27 @@ class Client(Protocol):
     def begin(self) -> None:
         """Begin a transaction."""
 
-    def send(self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None = None) -> None:
-        """Write records in the open transaction; returns before they are written.
+    def send(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        headers: Sequence[Headers] | None = None,
+        *,
+        partition: int | None = None,
+    ) -> None:
+        """Write records in the open transaction, placed by their keys unless a partition is named.
+
+        Returns before they are written.
 
         Raises:
             OutageError: They cannot be taken; the transaction is to be aborted.
         """
 
     def commit(self, offsets: dict[int, int]) -> None:
-        """Start committing the open transaction with the offsets of the next messages to read; `wait` tells the end."""
+        """Start committing the open transaction with the offsets of the next messages to read; `wait` tells the end.
+
+        Without offsets no group is needed, so a client that only writes need not `join`.
+        """
 
     def wait(self, timeout_s: float) -> float | None:
         """Return when the started commit was done, in Unix seconds; None after `timeout_s`, then ask again.

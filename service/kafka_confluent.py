@@ -208,10 +208,21 @@ class ConfluentClient:
         """Begin a transaction; no request is made yet."""
         self._asked("beginning a transaction", self._producer.begin_transaction)
 
-    def send(self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None = None) -> None:
+    def send(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        headers: Sequence[Headers] | None = None,
+        *,
+        partition: int | None = None,
+    ) -> None:
         """Queue the records for the library's threads."""
         try:
-            if headers is None:
+            if partition is not None:
+                assert headers is None, "nothing with headers is sent to a partition by name"
+                for key, value in records:
+                    self._producer.produce(topic, value, key, partition)
+            elif headers is None:
                 batch = [{"key": key, "value": value} for key, value in records]
                 n_queued = self._producer.produce_batch(topic, batch)
                 if n_queued != len(batch):
@@ -229,10 +240,11 @@ class ConfluentClient:
         """Send offsets and commit on the thread for calls."""
         assert self._calls is not None
         positions = [TopicPartition(self._topic, partition, at) for partition, at in offsets.items()]
-        metadata = self._consumer.consumer_group_metadata()
+        metadata = self._consumer.consumer_group_metadata() if positions else None
 
         def call() -> None:
-            _insist(lambda: self._producer.send_offsets_to_transaction(positions, metadata, CALL_SECONDS))
+            if positions:
+                _insist(lambda: self._producer.send_offsets_to_transaction(positions, metadata, CALL_SECONDS))
             _insist(lambda: self._producer.commit_transaction(CALL_SECONDS))
 
         self._calls.start(call)

@@ -174,11 +174,19 @@ class KafkaPythonClient:
         except kafka_errors.KafkaError as error:
             raise failure(self._settings, "beginning a transaction", error) from error
 
-    def send(self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None = None) -> None:
+    def send(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        headers: Sequence[Headers] | None = None,
+        *,
+        partition: int | None = None,
+    ) -> None:
         """Hand the records to the producer, which packs them at once and sends them from its own thread."""
         send = self._producer.send
         # Naming the only partition spares the partitioner's hash, written in Python: 12 µs for a 66-byte key.
-        partition = self._only_partition.get(topic)
+        if partition is None:
+            partition = self._only_partition.get(topic)
         try:
             if headers is None:
                 for key, value in records:
@@ -196,10 +204,11 @@ class KafkaPythonClient:
             TopicPartition(self._topic, partition): OffsetAndMetadata(offset, "", -1)
             for partition, offset in offsets.items()
         }
-        metadata = self._consumer.group_metadata()
+        metadata = self._consumer.group_metadata() if positions else None
 
         def call() -> None:
-            self._producer.send_offsets_to_transaction(positions, metadata)
+            if positions:
+                self._producer.send_offsets_to_transaction(positions, metadata)
             self._producer.commit_transaction()
 
         self._calls.start(call)

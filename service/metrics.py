@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 from wsgiref.simple_server import WSGIServer
 
 import numpy as np
@@ -325,7 +325,13 @@ class Endpoint:
         self._thread.join()
 
 
-def serve(metrics: Metrics, *, host: str, port: int) -> Endpoint:
+class Exposed(Protocol):
+    """What a page can be served of: this service's metrics, or another process's own."""
+
+    registry: CollectorRegistry
+
+
+def serve(metrics: Exposed, *, host: str, port: int) -> Endpoint:
     """Serve the metrics on `http://host:port/metrics` from a thread of its own; port 0 takes any free one.
 
     Raises:
@@ -340,10 +346,10 @@ def serve(metrics: Metrics, *, host: str, port: int) -> Endpoint:
     return Endpoint(server, thread)
 
 
-def markdown_table() -> str:
-    """Render the catalogue as the Markdown table that the operations page holds, ending in a newline."""
+def markdown_table(catalogue: Sequence[Spec] = CATALOGUE) -> str:
+    """Render a catalogue as the Markdown table that the operations page holds, ending in a newline."""
     lines = ["| Metric | Type | Labels | Unit | Meaning |", "| --- | --- | --- | --- | --- |"]
-    for spec in CATALOGUE:
+    for spec in catalogue:
         labels = ", ".join(f"`{label}`" for label in spec.labels)
         lines.append(f"| `{PREFIX}{spec.name}` | {spec.kind} | {labels} | {spec.unit} | {spec.sentence} |")
     return "\n".join(lines) + "\n"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from features.errors import UsageError
+from service.node_settings import NodeSettings
 
 PREFIX = "FALCONET_"
 CONFIG_VARIABLE = "FALCONET_CONFIG"
@@ -43,7 +44,7 @@ _HOST = Meta(min_length=1, extra={"range": "a host name or an IP address"})
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(NodeSettings, frozen=True, kw_only=True):
     """What an operator may change; make it with `load`, which checks types, ranges and how settings go together."""
 
     bootstrap_servers: Annotated[
@@ -163,6 +164,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 10_000
 
+    checkpoint_topic: Annotated[Topic, Meta(description="Compacted topic that holds how far `ingest` is.")] = (
+        "transactions.checkpoint"
+    )
+
     metrics_host: Annotated[str, _HOST, Meta(description="Address that the metrics page listens on.")] = "127.0.0.1"
     metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="Port of the metrics page; 0 takes any free one.")
@@ -224,7 +229,8 @@ def load(
 def markdown_table() -> str:
     """Render every setting as the Markdown table that the operations page holds, one line each, ending in a newline."""
     lines = ["| Setting | Environment | Default | Range | Meaning |", "| --- | --- | --- | --- | --- |"]
-    for field in msgspec.structs.fields(Settings):
+    apart = set(NodeSettings.__struct_fields__)
+    for field in sorted(msgspec.structs.fields(Settings), key=lambda field: field.name in apart):
         default = _default_text(field.default)
         cells = (f"`{field.name}`", f"`{PREFIX}{field.name.upper()}`", default, _range(field.name))
         lines.append("| " + " | ".join([*cells, _extra(field.name, "description")]) + " |")
@@ -245,7 +251,7 @@ def _checked(values: dict[str, object]) -> Settings:
     topics = settings.topics()
     for topic in topics:
         # Scores written to the topic they are read from would be rejected and rewritten for ever.
-        if topics.count(topic) > 1:
+        if [*topics, settings.checkpoint_topic].count(topic) > 1:
             raise UsageError(f"topic {topic!r} is set twice; each kind of record needs a topic of its own")
     if settings.candidate_topic is not None and not settings.candidate_model:
         raise UsageError(f"candidate_topic is {settings.candidate_topic!r}, but no candidate_model would write to it")
@@ -411,7 +417,7 @@ def _default_text(default: object) -> str:
 
 
 def _plain(value: object, *, secret: bool) -> object:
-    if value is not None and secret:
+    if secret and value not in (None, ()):
         return _MASK
     if isinstance(value, tuple):
         return [str(part) for part in value]

@@ -76,7 +76,14 @@ class FakeKafka:
         assert self._open is None, "one transaction at a time"
         self._open = []
 
-    def send(self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None = None) -> None:
+    def send(
+        self,
+        topic: str,
+        records: Sequence[Record],
+        headers: Sequence[Headers] | None = None,
+        *,
+        partition: int | None = None,
+    ) -> None:
         assert self._open is not None
         for i, (key, value) in enumerate(records):
             self._open.append((topic, key, value, None if headers is None else headers[i]))

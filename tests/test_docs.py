@@ -13,7 +13,7 @@ from docs import generate
 from features import errors
 from features.errors import Reason
 from models import compact, registry
-from service import cli, codec, metrics
+from service import cli, codec, ingest_metrics, metrics
 from service.messages import Rejection, Source
 from service.settings import PREFIX, Settings
 
@@ -87,7 +87,7 @@ def test_topics_carry_their_default_names() -> None:
 def test_named_metrics_settings_and_files_exist(page: Path) -> None:
     """A metric, an environment variable, a file and a link that a page names is there."""
     text = page.read_text(encoding="utf-8")
-    known_metrics = {metrics.PREFIX + spec.name for spec in metrics.CATALOGUE}
+    known_metrics = {metrics.PREFIX + spec.name for spec in (*metrics.CATALOGUE, *ingest_metrics.CATALOGUE)}
     known_variables = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)} | OUTSIDE_SETTINGS
     files = re.findall(r"\b((?:features|models|service|tests|deploy|docs)/[\w/.-]+\.(?:py|md|json|xml|yaml))\b", text)
     links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
@@ -115,7 +115,14 @@ def test_topics_name_the_fields_and_headers_of_the_codec() -> None:
 
 def test_commands_of_the_docs_exist() -> None:
     """Each `falconet …` that the docs show in code is a command with these options, and each `make …` a target."""
-    text = read("README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/architecture.md", "docs/training.md")
+    text = read(
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/operations.md",
+        "docs/architecture.md",
+        "docs/training.md",
+        "docs/ingestion.md",
+    )
     snippets = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
     code = " \n".join(block or inline for block, inline in snippets)
     known = {
