@@ -350,6 +350,9 @@ class Loop:
         for decision, n in zip(DECISIONS, counts, strict=True):
             metrics.decisions_total[decision].inc(n)
         metrics.score.observe_all(outputs.verdicts.probabilities)
+        metrics.count_hits(outputs.verdicts.hits)
+        for reason in outputs.alert_reasons:
+            metrics.alert_reasons_total[reason].inc()
         if outputs.candidate is not None:
             beside = outputs.candidate.verdicts
             metrics.candidate_score.observe_all(beside.probabilities)
@@ -369,6 +372,7 @@ class Loop:
         if not is_silent and now_s - self._lag_at_s < LAG_SECONDS:
             return
         self._lag_at_s = now_s
+        self._metrics.set_offsets(self.offsets)
         try:
             self._metrics.set_lag(self._client.lag(timeout_s=1.0 if is_silent else 0.0))
         except OutageError as error:

@@ -31,6 +31,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from features import schema
 from features.errors import Reason, UsageError
 
 PREFIX = "falconet_"
@@ -39,6 +40,10 @@ Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
 Role = Literal["student", "teacher", "candidate"]
 Outcome = Literal["scored", "rejected", "skipped"]
 Reload = Literal["loaded", "refused"]
+
+LISTED = "listed"
+ALERT_REASONS = (LISTED, "none", *(feature.name for feature in schema.FEATURES))
+"""`none` where nothing raised the risk above the model's average and yet it lies above the threshold."""
 
 SECONDS_BUCKETS = (*(float(f"{step}e{power}") for power in range(-6, 1) for step in (1, 2, 5)), 10.0)
 """1 µs to 10 s in steps of 1, 2 and 5: written as decimals, because 1e-6 * 5 is not 5e-06."""
@@ -99,6 +104,15 @@ CATALOGUE = (
     Spec("model_reloads_total", "counter", ("outcome",), "models", "Newly promoted models, by what became of them."),
     Spec("transactions_total", "counter", ("outcome",), "messages", "Messages read, by what became of them."),
     Spec("decisions_total", "counter", ("decision",), "transactions", "Scored transactions, by decision."),
+    Spec(
+        "alert_reasons_total",
+        "counter",
+        ("reason",),
+        "transactions",
+        "Transactions that were not allowed, by what says most: `listed`, else the feature of a broken rule, else the "
+        "one that raised the model's risk most.",
+    ),
+    Spec("list_hits_total", "counter", ("list",), "addresses", "Listed senders and recipients, by screening list."),
     Spec("score", "histogram", (), "probability", "Distribution of the scores."),
     Spec("candidate_score", "histogram", (), "probability", "Distribution of the candidate's scores."),
     Spec(
@@ -117,8 +131,17 @@ CATALOGUE = (
         "below 0.1 is stable, above 0.25 is shifted; NaN until 500 are sampled.",
     ),
     Spec("consumer_lag_records", "gauge", ("partition",), "records", "Records not read yet, markers included."),
+    Spec(
+        "next_offset",
+        "gauge",
+        ("partition",),
+        "offset",
+        "Offset after the last message that was scored; it stands still where nothing is read.",
+    ),
     Spec("state_accounts", "gauge", (), "accounts", "Accounts in the account table."),
+    Spec("state_accounts_max", "gauge", (), "accounts", "Accounts that fit into the account table."),
     Spec("state_pairs", "gauge", (), "pairs", "Sender and recipient pairs in the pair table."),
+    Spec("state_pairs_max", "gauge", (), "pairs", "Sender and recipient pairs that fit into the pair table."),
     Spec("state_evictions_total", "counter", (), "accounts", "Accounts forgotten because the table was full."),
     Spec("restore_seconds", "gauge", (), "seconds", "Time the last start spent on loading the account state."),
     Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
@@ -237,6 +260,9 @@ class Metrics:
         self._model_bytes = self._gauge("model_bytes")
         self.transactions_total = self._counters("transactions_total", get_args(Outcome))
         self.decisions_total = self._counters("decisions_total", decisions)
+        self.alert_reasons_total = self._counters("alert_reasons_total", ALERT_REASONS)
+        self._list_hits = self._counter("list_hits_total")
+        self._hits: list[Counter] = []
         self.model_reloads_total = self._counters("model_reloads_total", get_args(Reload))
         self.candidate_score = self._histogram("candidate_score", SCORE_BUCKETS)[""]
         agreement = self._counter("candidate_decisions_total")
@@ -249,8 +275,11 @@ class Metrics:
         self.registry.register(self._drift)
         self._lag = self._gauge("consumer_lag_records")
         self._lag_partitions: set[int] = set()
+        self._next_offset = self._gauge("next_offset")
         self._accounts = self._gauge("state_accounts")
+        self._accounts_max = self._gauge("state_accounts_max")
         self._pairs = self._gauge("state_pairs")
+        self._pairs_max = self._gauge("state_pairs_max")
         self._evictions = self._counter("state_evictions_total")
         self._n_evicted = 0
         self.restore_seconds = self._gauge("restore_seconds")
@@ -279,6 +308,27 @@ class Metrics:
         self._lag_partitions = set(lag)
         for partition, n_records in lag.items():
             self._lag.labels(str(partition)).set(n_records)
+
+    def set_offsets(self, offsets: Mapping[int, int]) -> None:
+        """Set the next message's offset in each partition."""
+        for partition, offset in offsets.items():
+            self._next_offset.labels(str(partition)).set(offset)
+
+    def set_lists(self, names: Sequence[str]) -> None:
+        """Say which screening lists are in use, in the order of their bits."""
+        self._hits = [self._list_hits.labels(name) for name in names]
+
+    def count_hits(self, hits: NDArray[np.uint32]) -> None:
+        """Count the listed sides of a batch: the sender's lists in the low half of each word, the recipient's above."""
+        if not hits.any():
+            return
+        for i, counter in enumerate(self._hits):
+            counter.inc(int(np.count_nonzero(hits & (1 << i)) + np.count_nonzero(hits & (1 << (16 + i)))))
+
+    def set_limits(self, *, accounts_max: int, pairs_max: int) -> None:
+        """Set what fits into the account state."""
+        self._accounts_max.set(accounts_max)
+        self._pairs_max.set(pairs_max)
 
     def set_state(self, *, n_accounts: int, n_pairs: int, n_evicted: int) -> None:
         """Set how full the account state is; `n_evicted` is the table's running count.

@@ -15,7 +15,7 @@ from features.transaction import Transaction, pack, records
 from models.scorer import Scorer
 from service.codec import Decoder, encode_score
 from service.messages import Contribution, ListHit, Rejection, Score, Source
-from service.metrics import Stage
+from service.metrics import LISTED, Stage
 from service.policy import DECISIONS, Policy
 
 REASONS_MAX = 3
@@ -98,6 +98,9 @@ class Outputs(NamedTuple):
     candidate: Beside | None = None
     """None where there is none."""
 
+    alert_reasons: Sequence[str] = ()
+    """Of each alert, what says most; one of `metrics.ALERT_REASONS`."""
+
 
 class Pipeline:
     """Codec, past, model and policy in the order a transaction meets them. Not thread-safe: there is one past."""
@@ -149,10 +152,10 @@ class Pipeline:
             is_written = self.candidate.is_written
             written = self._encode(transactions, sources, judge, others, now_ms)[0] if is_written else []
             beside = Beside(others, written)
-        scores, alerts = self._encode(transactions, sources, self.judge, verdicts, now_ms)
+        scores, alerts, leading = self._encode(transactions, sources, self.judge, verdicts, now_ms)
         if tick is not None:
             tick("encode", 0.0)
-        return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside)
+        return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside, leading)
 
     def score(self, packed: NDArray[np.uint64]) -> Verdicts:
         """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""
@@ -181,14 +184,17 @@ class Pipeline:
 
     def _encode(
         self, transactions: list[Transaction], sources: list[Source], judge: Judge, verdicts: Verdicts, now_ms: int
-    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    ) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]], list[str]]:
         model = judge.model
+        listed = int(judge.policy.review_bits | judge.policy.block_bits)
+        leading: list[str] = []
         scores: list[tuple[bytes, bytes]] = []
         alerts: list[tuple[bytes, bytes]] = []
         probabilities, decisions = verdicts.probabilities.tolist(), verdicts.decisions.tolist()
         hits = verdicts.hits.tolist()
         for i, tx in enumerate(transactions):
             decision = decisions[i]
+            reasons = _reasons(judge, verdicts.rows[i]) if decision else []
             score = Score(
                 tx.type,
                 tx.chain_id,
@@ -200,7 +206,7 @@ class Pipeline:
                 tx.to_address,
                 probabilities[i],
                 DECISIONS[decision],
-                _reasons(judge, verdicts.rows[i]) if decision else [],
+                reasons,
                 self._list_hits(tx, hits[i]) if hits[i] else [],
                 model,
                 schema.FINGERPRINT,
@@ -212,7 +218,8 @@ class Pipeline:
             scores.append(record)
             if decision:
                 alerts.append(record)
-        return scores, alerts
+                leading.append(LISTED if hits[i] & listed else reasons[0].feature if reasons else "none")
+        return scores, alerts, leading
 
     def _list_hits(self, tx: Transaction, hits: int) -> list[ListHit]:
         screening = self.accounts.screening

@@ -151,6 +151,7 @@ class Service:
             candidate=self._candidate(lists),
         )
         self.metrics.set_model("student", **scorer.model._asdict())
+        self.metrics.set_lists(() if lists is None else lists.names)
         shadowed = shadow.start(path, scorer.model, self.metrics, share=settings.shadow_share)
         if shadowed is not None:
             stack.callback(shadowed.close)
@@ -257,6 +258,7 @@ class Service:
 
     def _serve_metrics(self, stack: ExitStack, accounts: Accounts) -> None:
         settings = self._settings
+        self.metrics.set_limits(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max)
         self.metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
         endpoint = metrics.serve(self.metrics, host=settings.metrics_host, port=settings.metrics_port)
         stack.callback(endpoint.close)

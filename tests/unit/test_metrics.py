@@ -228,11 +228,36 @@ def test_evictions_follow_the_running_count():
     assert shown["state_pairs",] == 21
 
 
+def test_limits_of_the_state_stand_beside_its_fill():
+    """What fits is shown, so that a dashboard can say how full the tables are."""
+    metrics = Metrics()
+    metrics.set_limits(accounts_max=100, pairs_max=200)
+    metrics.set_offsets({0: 7, 3: 9})
+
+    shown = scrape(metrics)
+
+    assert (shown["state_accounts_max",], shown["state_pairs_max",]) == (100, 200)
+    assert (shown["next_offset", ("partition", "0")], shown["next_offset", ("partition", "3")]) == (7, 9)
+
+
+def test_listed_sides_are_counted_by_list():
+    """A sender's bit in the low half and a recipient's in the high half count each; a list in use shows zero."""
+    metrics = Metrics()
+    metrics.set_lists(("exchange", "sanctioned", "scam"))
+    metrics.count_hits(np.array([0b010, 0b010 << 16, 0b110 | 0b010 << 16, 0], dtype=np.uint32))
+
+    shown = {key[1][1]: value for key, value in scrape(metrics).items() if key[0] == "list_hits_total"}
+
+    assert shown == {"exchange": 0, "sanctioned": 4, "scam": 1}
+
+
 def test_catalogue_is_what_the_page_shows():
     """Each catalogued metric is on the page with its sentence, and the page shows no other of ours."""
     metrics = Metrics()
     metrics.set_model("student", name="kestrel", version="1", digest="aa", n_bytes=10)
     metrics.set_lag({0: 0})
+    metrics.set_offsets({0: 0})
+    metrics.set_lists(("sanctioned",))
     metrics.set_drift(lambda: {"score": 0.1})
     families = {
         family.name: family

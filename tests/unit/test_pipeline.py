@@ -12,6 +12,7 @@ from features.transaction import pack, records
 from models.scorer import Scorer
 from service import simulator
 from service.codec import Decoder, decode_score
+from service.metrics import ALERT_REASONS
 from service.pipeline import Candidate, Judge, Message, Outputs, Pipeline
 from service.policy import policy
 from tests.boosters import trained, write_model
@@ -133,6 +134,8 @@ def test_only_what_is_not_allowed_is_an_alert_with_reasons(scorer):
     assert all(score.score >= limit or score.reasons[0].feature == "to_imitates" for score in alerted)
     assert all(score.reasons for score in alerted)
     assert all(not score.reasons for score in scores if score.decision == "allow")
+    assert list(outputs.alert_reasons) == [score.reasons[0].feature for score in alerted]
+    assert set(outputs.alert_reasons) <= set(ALERT_REASONS)
 
 
 def test_reasons_are_the_largest_contributions_first(scorer):
@@ -166,6 +169,7 @@ def test_a_listed_side_decides_by_its_list(scorer, name, decision):
     assert [(hit.address, hit.side, hit.list) for hit in score.list_hits] == [
         (DECODER.decode(message.value).from_address, "from", name)
     ]
+    assert list(outputs.alert_reasons) == ([] if decision == "allow" else ["listed"])
 
 
 def test_the_pipeline_and_packed_records_give_the_same_scores(scorer):
