@@ -18,7 +18,7 @@ export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
 
-.PHONY: help demo test lint bench bench-models docs lock wheel tools clean
+.PHONY: help demo test lint bench bench-models docs dashboards lock wheel tools clean
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -44,6 +44,9 @@ bench-models: $(WARM) ## Compare the small model with others on the same rows an
 
 docs: $(INSTALLED) ## Write the generated tables in README.md and docs/.
 	@$(BIN)/python -m docs.generate
+
+dashboards: $(INSTALLED) ## Write the dashboards, the rules and Prometheus's configuration in deploy/.
+	@$(BIN)/python -m deploy.generate
 
 wheel: $(INSTALLED) ## Build the wheel into dist/.
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
@@ -85,6 +88,7 @@ tools:
 	command -v mvn > /dev/null || missing="$$missing maven"; \
 	command -v gcc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	command -v npm > /dev/null || missing="$$missing npm"; \
+	command -v prometheus > /dev/null && command -v promtool > /dev/null || missing="$$missing prometheus"; \
 	$(call bring,$$missing)
 
 # As root on Debian the missing packages are installed; elsewhere what needs them says so.

@@ -253,6 +253,65 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@contextlib.contextmanager
+def prometheus(folder: Path, config: str) -> Iterator[str]:
+    """Run one Prometheus on a configuration and yield its address.
+
+    Args:
+        folder: Where data, configuration and log go and stay.
+        config: The configuration as YAML; the rule files it names are found from `folder`.
+
+    Raises:
+        MissingServerError: No Prometheus.
+        RuntimeError: It did not come up; the end of its log is in the message.
+    """
+    program = binary("prometheus")
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log_path = folder / "prometheus.yml", folder / "prometheus.log"
+    path.write_text(config)
+    [port] = free_ports(1)
+    command = [
+        program,
+        f"--config.file={path}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--enable-feature=exemplar-storage",
+    ]
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + START_S_MAX
+        while not _is_ready(f"http://127.0.0.1:{port}/-/ready"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log_path.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"Prometheus did not start on port {port}; end of {log_path}:\n{tail}")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def binary(name: str) -> str:
+    """Return the path of an installed program.
+
+    Raises:
+        MissingServerError: It is not installed.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise MissingServerError(f"`{name}` is not installed; Debian's package `prometheus` has it")
+    return found
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 def _properties(home: Path, port: int, controller_port: int) -> str:
     """Render a single node's configuration: every internal topic has one copy, and consumer groups form at once."""
     listeners = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}"
