@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -23,7 +23,7 @@ from features.errors import OutageError
 from models.drift import Drift
 from service.codec import encode_rejection
 from service.kafka import TRANSACTION_SECONDS, Client
-from service.metrics import Metrics, Role, Stage
+from service.metrics import Metrics, Role, Stage, position
 from service.pipeline import Message, Outputs, Pipeline
 from service.policy import DECISIONS
 from service.reload import Replacement
@@ -107,6 +107,9 @@ class _Scored(Struct, frozen=True):
     stamps_s: NDArray[np.float64]
     """Kafka's timestamp of each message, in Unix seconds."""
 
+    oldest: Mapping[str, str]
+    """Where the message with the earliest timestamp stands: the slowest of the batch."""
+
     polled_s: float
     """When poll returned the first message, by `perf_counter`."""
 
@@ -181,7 +184,7 @@ class Loop:
             BrokerError: Kafka refuses to go on.
         """
         while self._waiting:
-            self._open = _Scored(self._waiting.pop(0), None, np.empty(0), time.perf_counter())
+            self._open = _Scored(self._waiting.pop(0), None, np.empty(0), {}, time.perf_counter())
             self._hand_over(self._open)
             self._finish()
         while not self._stop.is_set():
@@ -260,7 +263,9 @@ class Loop:
         if self._drift is not None:
             self._drift.observe(outputs.verdicts.rows, outputs.verdicts.probabilities)
         stamps_s = np.array([message.timestamp_ms for message in messages]) / 1000.0
-        return _Scored(batch, outputs, stamps_s, polled_s)
+        oldest = messages[int(stamps_s.argmin())]
+        where = position(oldest.topic, oldest.partition, oldest.offset)
+        return _Scored(batch, outputs, stamps_s, where, polled_s)
 
     def _writes(self, outputs: Outputs) -> list[Write]:
         settings = self._settings
@@ -292,6 +297,7 @@ class Loop:
         if n:
             self._metrics.stage_seconds["produce"].observe((done_s - started_s) / n, n)
             self._metrics.decision_seconds.observe(done_s - scored.polled_s, n)
+            self._metrics.decision_seconds.exemplify(done_s - scored.polled_s, scored.oldest, at_s=time.time())
 
     def _give_back(self, error: OutageError) -> None:
         """Abort what failed and pause, unless the budget is spent."""
@@ -343,6 +349,8 @@ class Loop:
         if outputs is None:
             return
         metrics.end_to_end_seconds.observe_all(done_at_s - scored.stamps_s)
+        slowest_s = done_at_s - float(scored.stamps_s.min())
+        metrics.end_to_end_seconds.exemplify(slowest_s, scored.oldest, at_s=done_at_s)
         metrics.transactions_total["scored"].inc(len(outputs.scores))
         metrics.transactions_total["rejected"].inc(len(outputs.rejections))
         metrics.transactions_total["skipped"].inc(outputs.n_skipped)

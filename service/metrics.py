@@ -29,6 +29,7 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from features import schema
@@ -158,6 +159,22 @@ CATALOGUE = (
 _SPECS: Mapping[str, Spec] = MappingProxyType({spec.name: spec for spec in CATALOGUE})
 
 
+EXEMPLAR_CHARACTERS_MAX = 128
+"""Of all names and values of an exemplar's labels, by OpenMetrics; Prometheus drops a longer one."""
+
+
+def position(topic: str, partition: int, offset: int) -> dict[str, str]:
+    """Return a transaction's position as an exemplar's labels, without a topic whose name is too long for them.
+
+    >>> position("transactions", 0, 17)
+    {'topic': 'transactions', 'partition': '0', 'offset': '17'}
+    """
+    labels = {"topic": topic, "partition": str(partition), "offset": str(offset)}
+    if sum(len(name) + len(value) for name, value in labels.items()) > EXEMPLAR_CHARACTERS_MAX:
+        del labels["topic"]
+    return labels
+
+
 class Distribution:
     """Counts of one histogram series; one thread writes, the scraping thread may read at any time."""
 
@@ -166,6 +183,7 @@ class Distribution:
         self._edges = np.array(bounds)
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._exemplars: list[Exemplar | None] = [None] * (len(bounds) + 1)
 
     def observe(self, value: float, n: int = 1) -> None:
         """Count a value n times, as where every transaction of a batch took the same time; 0.15 µs.
@@ -196,6 +214,22 @@ class Distribution:
         self._counts[:] = [count + more for count, more in zip(self._counts, buckets, strict=True)]
         self._sum += float(values.sum())
 
+    def exemplify(self, value: float, position: Mapping[str, str], *, at_s: float) -> None:
+        """Let one transaction stand for its bucket, in place of an earlier one; 0.5 µs.
+
+        Args:
+            value: What it took; it is counted elsewhere.
+            position: As `position` makes it.
+            at_s: When, in Unix seconds.
+        """
+        self._exemplars[bisect_left(self._bounds, max(value, 0.0))] = Exemplar(dict(position), max(value, 0.0), at_s)
+
+    def with_exemplars(self) -> tuple[list[tuple[str, float] | tuple[str, float, Exemplar]], float]:
+        """Return what `cumulative` does, a bucket's exemplar as a third item where it has one."""
+        buckets, total = self.cumulative()
+        pairs = zip(buckets, self._exemplars, strict=True)
+        return [bucket if exemplar is None else (*bucket, exemplar) for bucket, exemplar in pairs], total
+
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Return (upper bound, number of values up to it) for each bucket, and the sum of all values."""
         names = [*map(floatToGoString, self._bounds), "+Inf"]
@@ -217,7 +251,7 @@ class Histogram(Collector):
         labels = self._spec.labels
         family = HistogramMetricFamily(PREFIX + self._spec.name, self._spec.sentence, labels=labels)
         for value, series in self._series.items():
-            buckets, total = series.cumulative()
+            buckets, total = series.with_exemplars()
             family.add_metric([value] if labels else [], buckets, total)
         yield family
 

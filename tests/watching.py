@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy import generate
@@ -194,6 +194,32 @@ class Traffic(threading.Thread):
         self._stopping.set()
         if self.is_alive():
             self.join(LIMIT_S)
+
+
+def score_of(settings: Settings, position: dict[str, str]) -> dict[str, Any]:
+    """Return the committed score of the transaction at a position, reading the scores from their beginning."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": "reader",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+        }
+    )
+    n_partitions = len(consumer.list_topics(settings.scores_topic).topics[settings.scores_topic].partitions)
+    consumer.assign([TopicPartition(settings.scores_topic, i, 0) for i in range(n_partitions)])
+    wanted = (position["topic"], int(position["partition"]), int(position["offset"]))
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while time.monotonic() < deadline:
+            for message in consumer.consume(5_000, 0.1):
+                score: dict[str, Any] = json.loads(message.value() or b"{}")
+                source = score.get("source", {})
+                if (source.get("topic"), source.get("partition"), source.get("offset")) == wanted:
+                    return score
+    finally:
+        consumer.close()
+    raise AssertionError(f"no score of {wanted}")
 
 
 def counted(watched: Watched, expr: str) -> float:

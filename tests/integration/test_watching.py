@@ -70,6 +70,22 @@ def test_every_rule_is_healthy(watched: Watched) -> None:
     assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
 
 
+def test_exemplar_leads_to_its_score(watched: Watched) -> None:
+    """Prometheus keeps positions for slow buckets, and at the slowest one's position a score was written."""
+    found = watched.get(
+        "query_exemplars",
+        query="falconet_end_to_end_seconds_bucket",
+        start=watched.started_s,
+        end=watched.ended_s,
+    )
+    exemplars = [each for series in found for each in series["exemplars"]]
+    slowest = max(exemplars, key=lambda each: float(each["value"]))["labels"]
+
+    assert len(exemplars) > 1
+    assert slowest["topic"] == watched.settings.transactions_topic
+    assert watching.score_of(watched.settings, slowest)["status"] == "scored"
+
+
 def test_variables_offer_the_replica_and_its_chain(watched: Watched) -> None:
     """What the dashboards' variables ask for has values."""
     assert watched.get("label/chain/values", **{"match[]": "falconet_transactions_total"}) == [watching.CHAIN]

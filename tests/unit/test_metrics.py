@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client import Histogram as SlowHistogram
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from features.errors import Reason, UsageError
@@ -103,6 +105,61 @@ def test_random_values_land_where_the_client_library_puts_them():
 
     expected = slow(SECONDS_BUCKETS, values)
     assert all(shown[key] == pytest.approx(value) for key, value in expected.items())
+
+
+def test_exemplar_stands_in_its_bucket():
+    """OpenMetrics shows the last transaction of each bucket with its position; the plain page shows none."""
+    metrics = Metrics()
+    metrics.end_to_end_seconds.observe_all(np.array([0.03, 0.03, 20.0]))
+    for offset, value in ((16, 0.04), (17, 0.03), (18, 20.0)):
+        metrics.end_to_end_seconds.exemplify(value, module.position("transactions", 1, offset), at_s=1_700_000_000.0)
+
+    shown = {
+        sample.labels["le"]: (
+            sample.value,
+            sample.exemplar.labels,
+            sample.exemplar.value,
+            float(sample.exemplar.timestamp),
+        )
+        for family in parse_openmetrics(generate_openmetrics(metrics.registry).decode())
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+
+    where = {"topic": "transactions", "partition": "1"}
+    assert shown == {
+        "0.05": (2, where | {"offset": "17"}, 0.03, 1_700_000_000.0),
+        "+Inf": (3, where | {"offset": "18"}, 20.0, 1_700_000_000.0),
+    }
+    assert b"offset" not in b"".join(
+        line for line in generate_latest(metrics.registry).splitlines() if line.startswith(b"falconet_end_to_end")
+    )
+
+
+def test_openmetrics_is_served_to_those_who_ask():
+    """Prometheus asks for OpenMetrics, which alone carries exemplars."""
+    metrics = Metrics()
+    metrics.decision_seconds.exemplify(0.003, module.position("transactions", 0, 5), at_s=1_700_000_000.0)
+    endpoint = serve(metrics, host="127.0.0.1", port=0)
+    try:
+        asked = urllib.request.Request(
+            f"http://{endpoint.host}:{endpoint.port}/metrics",
+            headers={"Accept": "application/openmetrics-text; version=1.0.0"},
+        )
+        with urllib.request.urlopen(asked, timeout=10) as response:
+            text = response.read().decode()
+    finally:
+        endpoint.close()
+
+    assert '# {offset="5",partition="0",topic="transactions"} 0.003' in text
+
+
+def test_topic_of_a_long_name_is_left_out_of_exemplars():
+    """Prometheus drops an exemplar of more than 128 characters: partition and offset remain."""
+    longest = 128 - len("topic" + "partition" + "offset" + "0" + "7")
+
+    assert "topic" in module.position("t" * longest, 0, 7)
+    assert module.position("t" * (longest + 1), 0, 7) == {"partition": "0", "offset": "7"}
 
 
 def test_negative_duration_counts_as_zero():
