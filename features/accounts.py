@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from features import kernel, observe, schema, table
+from features import kernel, observe, schema, table, undo
 from features.errors import StateError, UsageError
 from features.transaction import TIMESTAMP_MAX
 
 if TYPE_CHECKING:
+    from features.journal import Journal
     from features.screening import Screening
 
 ACCOUNTS_MIN, ACCOUNTS_LIMIT = 64, 100_000_000
@@ -33,6 +34,7 @@ class Accounts:
         pairs_max: int,
         history_start: int | None = None,
         screening: "Screening | None" = None,
+        undo_transactions: int = 0,
     ) -> None:
         """Make an empty table.
 
@@ -42,6 +44,8 @@ class Accounts:
             history_start: Unix seconds from which on every transaction is going to be observed; None takes the first
                 one's time. What happened before is unknown, not zero.
             screening: Lists to look addresses up in, None for none.
+            undo_transactions: How many of the newest transactions a `Journal` may take back, rounded up to a power of
+                two; each takes 0.8 to 1.6 KB. 0 keeps nothing and costs nothing.
         """
         if not ACCOUNTS_MIN <= accounts_max <= ACCOUNTS_LIMIT:
             raise UsageError(f"accounts_max is {accounts_max}, not {ACCOUNTS_MIN} to {ACCOUNTS_LIMIT}")
@@ -60,6 +64,7 @@ class Accounts:
             np.zeros((n_pairs, table.PAIR_WORDS), dtype=np.float32),
             meta,
             screening,
+            1 << (undo_transactions - 1).bit_length() if undo_transactions else 0,
         )
 
     def _adopt(
@@ -69,8 +74,11 @@ class Accounts:
         pairs: NDArray[np.float32],
         meta: NDArray[np.int64],
         screening: "Screening | None",
+        n_frames: int,
     ) -> None:
         self.screening = screening
+        self.journal: Journal | None = None
+        """Set by the journal of this table."""
         self.weights = np.empty(4)
         """Scratch of the kernel."""
         self.table = table.Table(
@@ -84,6 +92,8 @@ class Accounts:
             lists=_NO_LISTS if screening is None else screening.entries,
             flagged=np.uint64(0 if screening is None else screening.flagged_bits),
             meta=meta,
+            undo=np.zeros(1 << (n_frames * undo.FRAME_WORDS - 1).bit_length() if n_frames else 0, dtype=np.uint64),
+            frames=np.zeros(undo.COUNTERS + n_frames, dtype=np.int64),
         )
 
     def score_rows(self, records: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
@@ -116,6 +126,8 @@ class Accounts:
         """
         if len(self.table.pairs_u64) != len(other.table.pairs_u64):
             raise StateError(f"pairs_max {len(other.table.pairs_u64)} differs from {len(self.table.pairs_u64)}")
+        if self.table.undo.size or other.table.undo.size:
+            raise StateError("a table with a journal cannot merge: what it took over could not be taken back")
         observe.merge_accounts(self.table, other.table, self.weights)
         observe.merge_pairs(self.table, other.table)
 
@@ -138,26 +150,27 @@ class Accounts:
     def memory_bytes(self) -> int:
         """Bytes of all arrays, allocated whether used or not."""
         arrays = self.table
-        return arrays.f32.nbytes + arrays.slots.nbytes + arrays.pairs_f32.nbytes
+        return arrays.f32.nbytes + arrays.slots.nbytes + arrays.pairs_f32.nbytes + arrays.undo.nbytes
 
     def arrays(self) -> Arrays:
-        """Return what must be saved to continue: the used accounts, the index, the pairs and the counters."""
+        """Return what must be saved to continue: the used accounts, the index, the pairs, the counters, the journal."""
         arrays = self.table
-        return {
+        past: Arrays = {
             "accounts": arrays.f32[: self.n_accounts],
             "slots": arrays.slots,
             "pairs": arrays.pairs_f32,
             "meta": arrays.meta,
         }
+        return past if self.journal is None else past | self.journal.arrays()
 
     def restore(self, arrays: Arrays) -> None:
-        """Continue from saved arrays.
+        """Continue from saved arrays; a journal continues where one was saved with them.
 
         Raises:
             StateError: The arrays were saved with other limits.
         """
         own = self.table
-        missing = [name for name in self.arrays() if name not in arrays]
+        missing = [name for name in ("accounts", "slots", "pairs", "meta") if name not in arrays]
         if missing:
             raise StateError(f"saved state has no {', '.join(missing)}")
         for name, expected in (("slots", own.slots), ("pairs", own.pairs_f32), ("meta", own.meta)):
@@ -180,3 +193,5 @@ class Accounts:
         own.slots[:] = arrays["slots"]
         own.pairs_f32[:] = arrays["pairs"]
         own.meta[:] = arrays["meta"]
+        if self.journal is not None:
+            self.journal.restore(arrays)

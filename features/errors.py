@@ -7,6 +7,7 @@ FalconetError
 │   ├── ArtifactError    a model artefact
 │   ├── ScreeningError   a list of addresses
 │   └── StateError       a saved account state
+├── ReorgError       a reorganisation that the account state cannot follow: exit code 1
 ├── BrokerError      a bad world: Kafka refuses us; exit code 1
 │   ├── OutageError      it may pass: retried within a budget
 │   └── FencedError      our place in the group or the transaction went to another
@@ -81,6 +82,10 @@ class ScreeningError(InputError):
 
 class StateError(InputError):
     """A saved account state that is damaged or belongs to another schema or topic."""
+
+
+class ReorgError(FalconetError):
+    """A block was orphaned that the account state cannot be taken back by."""
 
 
 class BrokerError(FalconetError):

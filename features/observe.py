@@ -71,6 +71,7 @@ from features.transaction import (
     METHOD_PERMIT,
     METHOD_SHIFT,
 )
+from features.undo import remember_pair
 
 
 @compiled
@@ -155,6 +156,11 @@ def observe_pair(table, row, spare, tag, other, amount, time):
 
     A mere contact takes no paid pair's place: where its bucket is full of those it is not remembered.
     """
+    kept = row if row >= 0 else spare
+    remember_pair(table, kept)
+    if kept % PAIR_WAYS != 0:
+        # The bucket's horizon stands in its first row.
+        remember_pair(table, kept - kept % PAIR_WAYS)
     if row < 0:
         row = spare
         if table.pairs_u64[row, PAIR_TAG] != 0:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.compiled import compiled
+from features.undo import remember_account, remember_slot
 
 WORDS = 64
 """32-bit words of an account: 256 bytes."""
@@ -74,6 +75,10 @@ class Table(NamedTuple):
     flagged: np.uint64
     """List bits that count as flagged for exposure; 0 without a list."""
     meta: NDArray[np.int64]
+    undo: NDArray[np.uint64]
+    """Ring of what was overwritten, of a power of two words; empty without a journal."""
+    frames: NDArray[np.int64]
+    """Counters of the ring, then where each transaction begins in it, a power of two of them."""
 
 
 @compiled
@@ -130,8 +135,10 @@ def unlink(table, slot):
             break
         home = (entry >> np.uint64(32)) & mask
         if (position - home) & mask >= (position - hole) & mask:
+            remember_slot(table, hole)
             table.slots[hole] = entry
             hole = position
+    remember_slot(table, hole)
     table.slots[hole] = 0
 
 
@@ -164,6 +171,7 @@ def insert(table, a, b, c, h, time, keep):
         table.meta[N_ACCOUNTS] += 1
     else:
         slot = evict(table, keep)
+    remember_account(table, slot)
     table.u64[slot, :] = 0
     table.u64[slot, 0] = a
     table.u64[slot, 1] = b
@@ -175,6 +183,7 @@ def insert(table, a, b, c, h, time, keep):
     position = h & mask
     while table.slots[position] != 0:
         position = (position + np.uint64(1)) & mask
+    remember_slot(table, position)
     table.slots[position] = (h & np.uint64(0xFFFFFFFF)) << np.uint64(32) | np.uint64(slot + 1)
     return slot
 

@@ -31,6 +31,9 @@ N_SINGLE = 50_000
 ACCOUNTS, PAIRS = 1_000_000, 2_000_000
 """The service's own defaults: 256 MB of accounts, far beyond every cache."""
 
+UNDO_TRANSACTIONS = 32_768
+"""64 blocks of 512: a log of 32 MB."""
+
 START = 1_500_000_000
 CHUNK = 500_000
 
@@ -80,16 +83,22 @@ def speed() -> list[Figure]:
     streams = {"drawn": drawn(2 * N)}
     if (found := real(2 * N)) is not None:
         streams["real"] = found
-    spent: dict[tuple[str, int], list[float]] = {(name, size): [] for name in streams for size in (500, 1)}
+    ways = [(name, size, undo) for name in streams for size in (500, 1) for undo in (0, UNDO_TRANSACTIONS)]
+    spent: dict[tuple[str, int, int], list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
-        for (name, size), values in spent.items():
+        for (name, size, undo), values in spent.items():
             records = streams[name]
-            accounts = Accounts(accounts_max=ACCOUNTS, pairs_max=PAIRS)
+            accounts = Accounts(accounts_max=ACCOUNTS, pairs_max=PAIRS, undo_transactions=undo)
             accounts.score_rows(records[:N])
             values.append(microseconds(accounts, records[N : N + (N if size > 1 else N_SINGLE)], size))
     return [
-        figure(f"emit + observe, {name} transactions, batches of {size}", values, "µs", "≤ 2" if size == 500 else "")
-        for (name, size), values in spent.items()
+        figure(
+            f"emit + observe{' + undo log' if undo else ''}, {name} transactions, batches of {size}",
+            values,
+            "µs",
+            "≤ 2" if size == 500 else "",
+        )
+        for (name, size, undo), values in spent.items()
     ]
 
 
