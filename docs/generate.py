@@ -14,6 +14,7 @@ import msgspec
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from deploy.prometheus import alerts, objectives
 from features import schema, transaction
 from models import evaluate, report
 from service import archiver, bench, cli, ingest_metrics, messages, metrics, settings
@@ -156,12 +157,29 @@ def estimate(figure: evaluate.Estimate | None) -> str:
     return "—" if figure is None else f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
+def objectives_table() -> str:
+    """Return what the service promises."""
+    rows = [(each.name, each.sentence, f"`{each.alert}`") for each in objectives.OBJECTIVES]
+    return table(("Objective", "Promise", "Alert"), rows)
+
+
+def alerts_table() -> str:
+    """Return every alert with what it tells and its runbook."""
+    rows = [
+        (f"`{each.name}`", each.severity, f"`{each.summary}`", f"[what to do](runbooks/{each.name}.md)")
+        for each in alerts.ALERTS
+    ]
+    return table(("Alert", "Severity", "Tells", "Runbook"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "features": features_table,
     "commands": commands_table,
     "settings": settings.markdown_table,
     "metrics": metrics_table,
     "ingest-metrics": lambda: metrics.markdown_table(ingest_metrics.CATALOGUE),
+    "objectives": objectives_table,
+    "alerts": alerts_table,
     "archive": archive_table,
     "archive-figures": archive_figures_table,
     "figures": figures_table,

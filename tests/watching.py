@@ -1,6 +1,6 @@
 """One run that gives every panel and rule something to show: the service under load on Kafka, read by Prometheus.
 
-python -m tests.watching --seconds 120 --output docs/figures     # draws the panels of the docs
+`tests/integration/test_watching.py` asks it every query, `tests/pictures.py` draws it.
 """
 
 import contextlib
@@ -69,13 +69,13 @@ class Watched:
         except urllib.error.HTTPError as error:
             raise RuntimeError(f"{url}: {json.load(error)['error']}") from None
 
-    def series(self, query: Query, *, step_s: float = 1.0) -> list[dict[str, Any]]:
+    def series(self, query: Query, *, rate_interval: str = "5s") -> list[dict[str, Any]]:
         """Return the series that a panel would draw over the whole run: `metric` and `values`."""
-        expr = substituted(query.expr)
+        expr = substituted(query.expr, __rate_interval=rate_interval)
         if query.is_instant:
             found = self.get("query", query=expr, time=self.ended_s)["result"]
             return [{"metric": each["metric"], "values": [each["value"]]} for each in found]
-        found = self.get("query_range", query=expr, start=self.started_s, end=self.ended_s, step=step_s)
+        found = self.get("query_range", query=expr, start=self.started_s, end=self.ended_s, step=1)
         return list(found["result"])
 
 

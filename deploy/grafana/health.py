@@ -68,7 +68,7 @@ def _glance(runbook: Runbook) -> list[Any]:
         number(
             "Lag",
             "How long reading what is unread would take at the present rate. "
-            "It never reads 0: the markers that end a Kafka transaction are records too.",
+            "On a topic written in transactions it never reads 0: the markers that end them are records too.",
             f"max({LAG_SECONDS}{{{CHAIN}}})",
             unit="s",
             levels=Levels(warning=10, bad=60),
@@ -119,7 +119,7 @@ def _work(runbook: Runbook) -> list[Any]:
         ),
         lines(
             "Lag by partition",
-            "Records that are not read yet. It never reads 0 on a transactional topic: markers count.",
+            "Records that are not read yet. On a topic written in transactions it never reads 0: the markers count.",
             [Query(f"sum by (partition) (falconet_consumer_lag_records{{{HERE}}})", "partition {{partition}}")],
             unit="short",
             levels=Levels(warning=10_000),
