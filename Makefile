@@ -55,7 +55,7 @@ wheel: $(INSTALLED) ## Build the wheel into dist/.
 lock: ## Resolve the newest versions that pyproject.toml allows into requirements.lock.
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet uv==$(UV_VERSION)
-	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra confluent --extra demo --extra ingest --extra card --extra portable \
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra confluent --extra demo --extra ingest --extra card --extra portable --extra sign \
 		--group dev --group compare \
 		--python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--quiet --output-file requirements.lock

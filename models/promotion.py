@@ -20,6 +20,7 @@ from features.errors import ArtifactError, UsageError
 from models import gate, registry
 from models.gate import Cost, Evaluated, Judgement
 from models.scorer import Scorer
+from models.signing import Keys
 
 HISTORY_FILE = "history.jsonl"
 
@@ -73,6 +74,7 @@ def promote(
     latency_budget: float = 1.0,
     is_forced: bool = False,
     reason: str | None = None,
+    keys: Keys | None = None,
 ) -> Outcome:
     """Make a version champion if the gate lets it pass, or if forced.
 
@@ -83,6 +85,7 @@ def promote(
         latency_budget: Times the latency budgets.
         is_forced: Promote against the gate's refusals, which go into the history.
         reason: Goes into the history.
+        keys: One of them must have signed the version, forced or not; None wants no signature.
 
     Raises:
         UsageError: The registry cannot be written, or an evaluation judges neither of the two.
@@ -91,7 +94,7 @@ def promote(
     name = f"{folder.parent.name}/{folder.name}"
     with _locked(root):
         before = registry.champion_id(root)
-        verdict = examine(root, folder, before, evaluations=evaluations, latency_budget=latency_budget)
+        verdict = examine(root, folder, before, evaluations=evaluations, latency_budget=latency_budget, keys=keys)
         passes = not verdict.broken and (is_forced or not verdict.refusals)
         if before != name and passes:
             step = Step(
@@ -107,7 +110,7 @@ def promote(
         return Outcome(name, before, before != name and passes, verdict)
 
 
-def rollback(root: Path, *, reason: str | None = None) -> Step:
+def rollback(root: Path, *, reason: str | None = None, keys: Keys | None = None) -> Step:
     """Make the version champion again that was so before the present one.
 
     Raises:
@@ -122,7 +125,7 @@ def rollback(root: Path, *, reason: str | None = None) -> Step:
         if not earlier:
             raise UsageError(f"{root / HISTORY_FILE} knows no champion before {before}")
         folder = root / earlier[-1]
-        registry.verify_version(root, folder)
+        registry.verify_version(root, folder, keys)
         Scorer.load(folder / registry.MODEL_FILE)
         step = Step(time=_now(), action="rollback", before=before, to=earlier[-1], reason=reason)
         _take(root, step)
@@ -150,7 +153,13 @@ def history(root: Path) -> list[Step]:
 
 
 def examine(
-    root: Path, folder: Path, champion: str | None, *, evaluations: Sequence[Path] = (), latency_budget: float = 1.0
+    root: Path,
+    folder: Path,
+    champion: str | None,
+    *,
+    evaluations: Sequence[Path] = (),
+    latency_budget: float = 1.0,
+    keys: Keys | None = None,
 ) -> Verdict:
     """Return all that speaks against making a version champion.
 
@@ -160,6 +169,7 @@ def examine(
         champion: The version it is compared with; None compares with nothing.
         evaluations: See `promote`.
         latency_budget: Times the latency budgets.
+        keys: See `promote`.
 
     Raises:
         UsageError: An evaluation handed in judges neither of the two.
@@ -168,7 +178,7 @@ def examine(
     broken, refusals, cost = [], [], None
     digest = None
     try:
-        digest = registry.verify_version(root, folder).digest
+        digest = registry.verify_version(root, folder, keys).digest
     except ArtifactError as error:
         broken.append(str(error))
     try:

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from features import durable, schema
 from features.errors import ArtifactError, UsageError
-from models import compact
+from models import compact, signing
+from models.signing import SIGNATURE_FILE, Keys
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from lightgbm import Booster
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
@@ -191,14 +193,34 @@ def refuse_sealed(folder: Path) -> None:
         raise UsageError(f"{folder}: is sealed by its {MANIFEST_FILE}, a version never changes; write another one")
 
 
-def verify(folder: Path) -> Manifest:
-    """Return the manifest of a version whose files are all there, unchanged, and no other beside them.
+def sign(root: Path, folder: Path, key: "Ed25519PrivateKey") -> Manifest:
+    """Write the signature of a version that is sound, in place of any other it has.
 
     Raises:
-        ArtifactError: A file is missing, damaged, not listed, too large or no plain file, or the manifest is unsound.
+        ArtifactError: See `verify_version`.
+        UsageError: The folder cannot be written.
     """
-    manifest = read_manifest(folder)
-    there = set(_names(folder)) - {MANIFEST_FILE}
+    manifest = verify_version(root, folder)
+    try:
+        durable.replace(folder / SIGNATURE_FILE, signing.sign(_content(folder / MANIFEST_FILE), key))
+    except OSError as error:
+        raise UsageError(f"{folder / SIGNATURE_FILE}: cannot be written: {error.strerror}") from error
+    return manifest
+
+
+def verify(folder: Path, keys: Keys | None = None) -> Manifest:
+    """Return the manifest of a version whose files are all there, unchanged, and no other beside them.
+
+    Args:
+        folder: The version's.
+        keys: One of them must have signed the manifest; None wants no signature.
+
+    Raises:
+        ArtifactError: A file is missing, damaged, not listed, too large or no plain file, the manifest is unsound, or
+            not signed as it must be.
+    """
+    manifest = read_manifest(folder, keys)
+    there = set(_names(folder)) - {MANIFEST_FILE, SIGNATURE_FILE}
     if missing := sorted(set(manifest.files) - there):
         raise ArtifactError(f"{folder / missing[0]}: is missing, {MANIFEST_FILE} lists it")
     if extra := sorted(there - set(manifest.files)):
@@ -217,31 +239,56 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, keys: Keys | None = None) -> Manifest:
     """Return a version's manifest without looking at the files it lists.
 
     Raises:
-        ArtifactError: It is missing, unsound, or names what no version may hold.
+        ArtifactError: It is missing, unsound, names what no version may hold, or none of the keys signed it.
     """
     path = folder / MANIFEST_FILE
+    content = _content(path)
+    if keys is not None:
+        # Before anything is read out of it.
+        keys.check(content, _signature(folder), path)
     try:
-        with _opened(path) as file:
-            content = file.read(MANIFEST_BYTES_MAX + 1)
-        if len(content) > MANIFEST_BYTES_MAX:
-            raise ArtifactError(f"{path}: over the limit of {MANIFEST_BYTES_MAX} bytes")
         manifest = msgspec.json.decode(content, type=Manifest)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: is missing, the folder is no sealed version") from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}") from error
     if manifest.format_version != MANIFEST_VERSION:
         raise ArtifactError(f"{path}: format version {manifest.format_version}, this program reads {MANIFEST_VERSION}")
     for name in (manifest.name, manifest.version, *manifest.files):
         if not NAME.fullmatch(name):
             raise ArtifactError(f"{path}: the name {name!r} is none that a version may hold")
-    if MODEL_FILE not in manifest.files or MANIFEST_FILE in manifest.files:
-        raise ArtifactError(f"{path}: must list {MODEL_FILE} and not itself")
+    if MODEL_FILE not in manifest.files or {MANIFEST_FILE, SIGNATURE_FILE} & set(manifest.files):
+        raise ArtifactError(f"{path}: must list {MODEL_FILE}, and neither itself nor {SIGNATURE_FILE}")
     return manifest
+
+
+def _content(path: Path) -> bytes:
+    """Return a manifest's bytes."""
+    try:
+        with _opened(path) as file:
+            content: bytes = file.read(MANIFEST_BYTES_MAX + 1)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: is missing, the folder is no sealed version") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}") from error
+    if len(content) > MANIFEST_BYTES_MAX:
+        raise ArtifactError(f"{path}: over the limit of {MANIFEST_BYTES_MAX} bytes")
+    return content
+
+
+def _signature(folder: Path) -> bytes | None:
+    """Return what a version's signature file holds, None where there is none."""
+    path = folder / SIGNATURE_FILE
+    try:
+        with _opened(path) as file:
+            content: bytes = file.read(signing.SIGNATURE_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}") from error
+    return content
 
 
 def _names(folder: Path) -> list[str]:
@@ -250,8 +297,10 @@ def _names(folder: Path) -> list[str]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise ArtifactError(f"{folder}: cannot be read: {error.strerror}") from error
-    if len(entries) > FILES_MAX + 1:
-        raise ArtifactError(f"{folder}: {len(entries)} files, the limit is {FILES_MAX} and {MANIFEST_FILE}")
+    if len(entries) > FILES_MAX + 2:
+        raise ArtifactError(
+            f"{folder}: {len(entries)} files, the limit is {FILES_MAX}, {MANIFEST_FILE} and {SIGNATURE_FILE}"
+        )
     for entry in entries:
         if not entry.is_file(follow_symlinks=False) or not NAME.fullmatch(entry.name):
             raise ArtifactError(f"{folder / entry.name}: a version holds plain files of plain names only")
@@ -322,28 +371,32 @@ def root_folder(setting: str) -> Path:
     return Path(setting) if setting else ARTIFACTS
 
 
-def model_path(setting: str, registry_dir: str = "") -> Path:
+def model_path(setting: str, registry_dir: str = "", keys: Keys | None = None) -> Path:
     """Return the model's file for a setting: empty for the champion, else a version of the registry or a path.
 
-    A version, and a path to a sealed folder, is verified whole; a path to anything else has its model's own checksum.
+    A version, and a path to a sealed folder, is verified whole; a path to anything else has its model's own checksum,
+    and is refused where a signature is wanted.
 
     Args:
         setting: `<name>/<version>` where the registry has it, else a model's folder or file.
         registry_dir: The setting of this name.
+        keys: One of them must have signed the version; None wants no signature.
 
     Raises:
-        ArtifactError: The champion is asked for, and there is none; or the version is not as it was sealed.
+        ArtifactError: The champion is asked for, and there is none; or the version is not as it was sealed or signed.
     """
     root = root_folder(registry_dir)
     if not setting or (is_id(setting) and (root / setting / MODEL_FILE).is_file()):
         folder = root / setting if setting else champion(root)
-        verify_version(root, folder)
+        verify_version(root, folder, keys)
         return folder / MODEL_FILE
     path = Path(setting)
     if not path.is_dir():
+        if keys is not None:
+            raise ArtifactError(f"{path}: is no sealed version, and model_keys wants a signed one: name its folder")
         return path
-    if os.path.lexists(path / MANIFEST_FILE):
-        verify(path)
+    if keys is not None or os.path.lexists(path / MANIFEST_FILE):
+        verify(path, keys)
     return path / MODEL_FILE
 
 
@@ -367,13 +420,13 @@ def find(root: Path, wanted: str) -> Path:
     raise UsageError(f"{root} has no version {wanted!r}; it has {', '.join(at_hand) or 'none'}")
 
 
-def verify_version(root: Path, folder: Path) -> Manifest:
+def verify_version(root: Path, folder: Path, keys: Keys | None = None) -> Manifest:
     """Return the manifest of a version that is sound and lies in the registry under its own name.
 
     Raises:
         ArtifactError: See `verify`; or the folder is linked from elsewhere, or has another name than its model.
     """
-    manifest = verify(folder)
+    manifest = verify(folder, keys)
     if folder.resolve() != root.resolve() / manifest.name / manifest.version:
         raise ArtifactError(f"{folder}: is {manifest.id} by its {MANIFEST_FILE}, and must lie at that place in {root}")
     return manifest

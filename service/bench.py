@@ -25,6 +25,7 @@ from features.errors import UsageError
 from features.transaction import pack, records
 from models import registry
 from models.scorer import Scorer
+from service import trust
 from service.codec import Decoder
 from service.pipeline import Message, Pipeline
 from service.policy import policy
@@ -109,8 +110,8 @@ def in_process(settings: Settings, *, quick: bool) -> Iterator[Figure]:
 
     n, rounds = (20_000, 3) if quick else (100_000, ROUNDS)
     messages = [Message(raw, None, "transactions", 0, i, 0) for i, raw in enumerate(simulator.messages(SEED, n))]
-    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
-    teacher = registry.Teacher.load(registry.model_path(settings.model, settings.registry_dir).parent)
+    scorer = Scorer.load(trust.model_path(settings))
+    teacher = registry.Teacher.load(trust.model_path(settings).parent)
     make(scorer).process(messages[:BATCH], now_ms=0)
     rates, singles, calls = [], [], []
     for _ in range(rounds):

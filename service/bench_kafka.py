@@ -177,7 +177,7 @@ def _serve(settings: Settings, client: str, names: dict[str, str], **limits: str
     with tempfile.TemporaryDirectory() as folder:
         changes = {f"FALCONET_{name.upper()}": value for name, value in names.items()}
         changes |= {
-            "FALCONET_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            **_connection(settings),
             "FALCONET_KAFKA_CLIENT": client,
             "FALCONET_STATE_DIR": folder,
             "FALCONET_METRICS_HOST": "127.0.0.1",
@@ -206,6 +206,18 @@ def _serve(settings: Settings, client: str, names: dict[str, str], **limits: str
             raise BrokerError(f"falconet serve ended with exit code {code}:\n{log_path.read_text()[-2000:]}")
 
 
+def _connection(settings: Settings) -> dict[str, str]:
+    """Return the environment that has a process reach the broker as these settings do, whatever they came from."""
+    names: tuple[str, ...] = ("bootstrap_servers", "security_protocol", "sasl_mechanism", "sasl_username")
+    names += ("sasl_password", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_key_password")
+    values = {name: getattr(settings, name) for name in names}
+    for secret in ("sasl_password", "ssl_key_password"):
+        # A secret and the file that it was read from are never set both.
+        if (file := getattr(settings, f"{secret}_file")) is not None:
+            values |= {secret: "", f"{secret}_file": file}
+    return {f"FALCONET_{name.upper()}": value or "" for name, value in values.items()}
+
+
 def _wait_ready(process: "subprocess.Popen[bytes]", log_path: Path) -> None:
     """Wait until the log says that transactions are being read."""
     deadline = time.monotonic() + READY_SECONDS_MAX
@@ -220,6 +232,8 @@ def _topics(settings: Settings) -> dict[str, str]:
     """Create topics for one run and return the settings that name them and the group."""
     from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+    from service.kafka_confluent import connection
+
     run = uuid.uuid4().hex[:8]
     names = {
         "transactions_topic": f"bench-{run}-transactions",
@@ -227,7 +241,7 @@ def _topics(settings: Settings) -> dict[str, str]:
         "alerts_topic": f"bench-{run}-alerts",
         "dlq_topic": f"bench-{run}-dlq",
     }
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    admin = AdminClient(connection(settings))
     for created in admin.create_topics([NewTopic(name, 1, 1) for name in names.values()]).values():
         created.result(30)
     return {**names, "group_id": f"bench-{run}", "transactional_id": f"bench-{run}"}
@@ -236,9 +250,9 @@ def _topics(settings: Settings) -> dict[str, str]:
 def _producer(settings: Settings) -> Any:
     from confluent_kafka import Producer
 
-    return Producer(
-        {"bootstrap.servers": settings.bootstrap_servers, "linger.ms": 1, "queue.buffering.max.messages": 1_000_000}
-    )
+    from service.kafka_confluent import connection
+
+    return Producer(connection(settings) | {"linger.ms": 1, "queue.buffering.max.messages": 1_000_000})
 
 
 def _send(settings: Settings, topic: str, values: list[bytes]) -> None:
@@ -270,9 +284,11 @@ def _reader(settings: Settings, topic: str) -> Iterator[Any]:
     """Yield a `read_committed` consumer at the start of a topic."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
+    from service.kafka_confluent import connection
+
     consumer = Consumer(
         {
-            "bootstrap.servers": settings.bootstrap_servers,
+            **connection(settings),
             "group.id": f"bench-reader-{uuid.uuid4().hex[:8]}",
             "isolation.level": "read_committed",
             "enable.auto.commit": False,

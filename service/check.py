@@ -11,7 +11,7 @@ from features.errors import BrokerError
 from features.screening import Screening
 from models import registry
 from models.scorer import Scorer
-from service import policy
+from service import policy, trust
 from service.codec import Decoder
 from service.pipeline import Message, Pipeline
 from service.settings import Settings
@@ -42,12 +42,13 @@ def run(settings: Settings, *, is_offline: bool) -> Iterator[str]:
         NodeError: A node that the settings name does not answer, or is of another chain.
     """
     yield f"settings  {len(settings.effective())} read"
-    path = registry.model_path(settings.model, settings.registry_dir)
+    path = trust.model_path(settings)
     scorer = Scorer.load(path)
     yield f"model     {_described(scorer)}, schema {schema.FINGERPRINT}"
-    yield f"registry  {_sealed(path)}"
+    signed = ", signed as model_keys wants" if settings.model_keys else ""
+    yield f"registry  {_sealed(path)}{signed}"
     if settings.candidate_model:
-        beside = registry.model_path(settings.candidate_model, settings.registry_dir)
+        beside = trust.candidate_path(settings)
         yield f"candidate {_described(Scorer.load(beside))}; {_sealed(beside)}"
     lists = screening.read(settings.screening_lists)
     yield f"lists     {lists.n_entries:,} entries on {len(lists.names)} lists"

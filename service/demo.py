@@ -64,10 +64,10 @@ class Run:
     def __init__(
         self, options: Options, effective: Settings, service: Service, sender: Sender, shown: view.Shown
     ) -> None:
-        from models import registry
         from models.scorer import Scorer
+        from service import trust
 
-        scorer = Scorer.load(registry.model_path(effective.model, effective.registry_dir))
+        scorer = Scorer.load(trust.model_path(effective))
         self.tally = Tally(review=scorer.thresholds["review"])
         self._options = options
         self._settings = effective

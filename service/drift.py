@@ -11,7 +11,7 @@ from features.errors import ArtifactError, InputError
 from models import drift, registry
 from models.drift import Drift, Shift
 from models.scorer import Model, Scorer
-from service import replay
+from service import replay, trust
 from service.settings import Settings
 
 log = logging.getLogger("falconet.drift")
@@ -75,7 +75,7 @@ def command(
     Raises:
         InputError: A file cannot be read or written, or the input is too short to tell.
     """
-    path = model / registry.MODEL_FILE if model else registry.model_path(settings.model, settings.registry_dir)
+    path = model / registry.MODEL_FILE if model else trust.model_path(settings)
     scorer = Scorer.load(path)
     reference = drift.read(path.parent / drift.FILE, scorer.header.features)
     pipeline, decoder = replay.prepare(settings, scorer, state)

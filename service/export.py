@@ -17,7 +17,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
 from features.errors import BrokerError, InputError, OutageError
-from service import kafka_python
+from service import kafka_python, security
 from service.archiver import Archiver, Origin, Progress
 from service.codec import Decoder
 from service.kafka import FETCH_BYTES_MAX, REQUEST_SECONDS
@@ -175,6 +175,7 @@ class Reader:
         self.topic = settings.transactions_topic
         # A question ends within the budget, or the first one would outlast it.
         self._timeout_ms = int(1000 * min(REQUEST_SECONDS, max(1.0, settings.broker_retry_seconds)))
+        security.knock(settings)
         common = kafka_python.connection(settings) | {"bootstrap_timeout_ms": self._timeout_ms}
         admin = kafka_python.asked(settings, "connecting", lambda: kafka_python.Admin(**common))
         try:

@@ -196,9 +196,14 @@ def connect(settings: Settings) -> Client:
     """Return a client of the library that the settings name, connected.
 
     Raises:
-        UsageError: The library is not installed.
+        UsageError: The library is not installed, or a certificate or key cannot be used.
         OutageError: No broker answers at `bootstrap_servers`.
+        BrokerError: The brokers refuse our login or certificate, or are not who they should be.
     """
+    # Here, because it takes kafka-python, which the other library does without until it is asked to.
+    from service import security
+
+    security.knock(settings)
     if settings.kafka_client == "confluent-kafka":
         from service.kafka_confluent import ConfluentClient
 

@@ -360,6 +360,7 @@ def connection(settings: Settings) -> dict[str, Any]:
         "ssl.ca.location": settings.ssl_cafile,
         "ssl.certificate.location": settings.ssl_certfile,
         "ssl.key.location": settings.ssl_keyfile,
+        "ssl.key.password": settings.ssl_key_password,
         # Its log goes to standard error past our own; what matters comes back as an error of a call.
         "log_level": 2,
     }

@@ -34,7 +34,11 @@ _LOST = (
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
 )
-_REFUSED = (kafka_errors.AuthorizationError, kafka_errors.UnsupportedVersionError)
+_REFUSED = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedVersionError,
+)
 
 
 class KafkaPythonClient:
@@ -323,6 +327,7 @@ def connection(settings: Settings) -> dict[str, Any]:
         "ssl_cafile": settings.ssl_cafile,
         "ssl_certfile": settings.ssl_certfile,
         "ssl_keyfile": settings.ssl_keyfile,
+        "ssl_password": settings.ssl_key_password,
     }
     return {name: value for name, value in values.items() if value is not None}
 

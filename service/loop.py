@@ -156,6 +156,7 @@ class Loop:
         self._handed_over_s = 0.0
         self._lag_at_s = self._heard_at_s = time.monotonic()
         self.offsets = dict(offsets)
+        self._n_trips, self._is_held = pipeline.breaker.n_trips, pipeline.breaker.is_open
 
     @property
     def unsettled(self) -> list[Batch]:
@@ -255,6 +256,7 @@ class Loop:
             self._stage_started_s = now_s
 
         outputs = self._pipeline.process(messages, now_ms=int(time.time() * 1000), tick=tick)
+        self._tell_breaker()
         before = dict(self.offsets)
         self.offsets.update({message.partition: message.offset + 1 for message in messages})
         batch = Batch(before, dict(self.offsets), self._writes(outputs))
@@ -266,6 +268,21 @@ class Loop:
         oldest = messages[int(stamps_s.argmin())]
         where = position(oldest.topic, oldest.partition, oldest.offset)
         return _Scored(batch, outputs, stamps_s, where, polled_s)
+
+    def _tell_breaker(self) -> None:
+        """Say that the circuit breaker opened or closed with the batch at hand."""
+        breaker = self._pipeline.breaker
+        n_opened, was_open = breaker.n_trips - self._n_trips, self._is_held
+        self._n_trips, self._is_held = breaker.n_trips, breaker.is_open
+        if n_opened:
+            log.error(
+                "circuit breaker opened, nothing is blocked: flagged_share=%.3f limit=%g window=%d",
+                breaker.share,
+                self._settings.breaker_share,
+                self._settings.breaker_window,
+            )
+        if not breaker.is_open and (was_open or n_opened):
+            log.warning("circuit breaker closed, decisions hold as they are: flagged_share=%.3f", breaker.share)
 
     def _writes(self, outputs: Outputs) -> list[Write]:
         settings = self._settings
@@ -361,6 +378,9 @@ class Loop:
         metrics.count_hits(outputs.verdicts.hits)
         for reason in outputs.alert_reasons:
             metrics.alert_reasons_total[reason].inc()
+        metrics.breaker_held_total.inc(int(outputs.verdicts.is_held.sum()))
+        breaker = self._pipeline.breaker
+        metrics.set_breaker(is_open=breaker.is_open, share=breaker.share, n_trips=breaker.n_trips)
         if outputs.candidate is not None:
             beside = outputs.candidate.verdicts
             metrics.candidate_score.observe_all(beside.probabilities)

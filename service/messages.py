@@ -70,6 +70,9 @@ class Score(Struct, frozen=True, gc=False):
     scored_at: int
     """Unix milliseconds of the batch's scoring."""
 
+    is_held: bool = False
+    """Whether the circuit breaker was open: then the decision is `review` at most."""
+
 
 class Rejection(Struct, frozen=True, gc=False):
     """A message that could not be a transaction: its bytes untouched, why, and where it came from."""

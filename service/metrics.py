@@ -114,6 +114,22 @@ CATALOGUE = (
         "one that raised the model's risk most.",
     ),
     Spec("list_hits_total", "counter", ("list",), "addresses", "Listed senders and recipients, by screening list."),
+    Spec(
+        "breaker_open",
+        "gauge",
+        (),
+        "breakers",
+        "1 while the circuit breaker is open: so much is flagged that nothing is blocked; else 0.",
+    ),
+    Spec("breaker_share", "gauge", (), "ratio", "Share of the breaker's window that was meant not to be allowed."),
+    Spec("breaker_trips_total", "counter", (), "openings", "How often the circuit breaker has opened."),
+    Spec(
+        "breaker_held_total",
+        "counter",
+        (),
+        "transactions",
+        "Scored transactions at which the circuit breaker was open.",
+    ),
     Spec("score", "histogram", (), "probability", "Distribution of the scores."),
     Spec("candidate_score", "histogram", (), "probability", "Distribution of the candidate's scores."),
     Spec(
@@ -317,6 +333,11 @@ class Metrics:
         self._evictions = self._counter("state_evictions_total")
         self._n_evicted = 0
         self.restore_seconds = self._gauge("restore_seconds")
+        self._breaker_open = self._gauge("breaker_open")
+        self._breaker_share = self._gauge("breaker_share")
+        self._breaker_trips = self._counter("breaker_trips_total")
+        self._n_trips = 0
+        self.breaker_held_total = self._counter("breaker_held_total")
         self.dlq_total = self._counters("dlq_total", get_args(Reason))
         self.shadow_dropped_total = self._counter("shadow_dropped_total")
 
@@ -374,6 +395,13 @@ class Metrics:
         self._pairs.set(n_pairs)
         self._evictions.inc(n_evicted - self._n_evicted)
         self._n_evicted = n_evicted
+
+    def set_breaker(self, *, is_open: bool, share: float, n_trips: int) -> None:
+        """Set where the circuit breaker stands; `n_trips` is its running count, see `set_state`."""
+        self._breaker_open.set(is_open)
+        self._breaker_share.set(share)
+        self._breaker_trips.inc(n_trips - self._n_trips)
+        self._n_trips = n_trips
 
     def _histogram(self, name: str, bounds: tuple[float, ...], values: Iterable[str] = ("",)) -> Histogram:
         histogram = Histogram(_SPECS[name], bounds, values)

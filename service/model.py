@@ -14,6 +14,7 @@ from service import settings
 if TYPE_CHECKING:
     from models.gate import Figure
     from models.promotion import Outcome
+    from models.signing import Keys
 
 app = typer.Typer(name="model", help="List, show, promote and roll back models.", no_args_is_help=True)
 
@@ -50,13 +51,19 @@ NEW_ACCOUNTS = {"roc_auc_new": "ROC AUC, new accounts", "recall_new": "recall at
 
 def _root(config: Path | None, registry_dir: str | None) -> Path:
     """Read the settings, before the heavy imports, and return the registry."""
+    return _registry(config, registry_dir)[0]
+
+
+def _registry(config: Path | None, registry_dir: str | None) -> "tuple[Path, Keys | None]":
+    """Return the registry, and the keys one of which must have signed what becomes champion."""
     effective = settings.load(config=config, overrides={"registry_dir": registry_dir})
     from models import registry
+    from service import trust
 
     root = registry.root_folder(effective.registry_dir)
     if not root.is_dir():
         raise UsageError(f"registry_dir {root} is no folder")
-    return root
+    return root, trust.keys(effective)
 
 
 @app.command("list")
@@ -123,7 +130,7 @@ def promote(
     """Make a version champion if it is not worse, small and fast; else 1, with every reason."""
     if force and not reason:
         raise UsageError("--force needs --reason, for the registry's history")
-    root = _root(config, registry_dir)
+    root, keys = _registry(config, registry_dir)
     from models import promotion, registry
 
     outcome = promotion.promote(
@@ -133,6 +140,7 @@ def promote(
         latency_budget=latency_budget,
         is_forced=force,
         reason=reason,
+        keys=keys,
     )
     is_champion = outcome.is_promoted or (outcome.id == outcome.before and not outcome.verdict.broken)
     if as_json:
@@ -159,14 +167,33 @@ def rollback(
     reason: Reason = None, config: Config = None, registry_dir: Registry = None, as_json: Json = False
 ) -> None:
     """Make the version champion again that was so before the present one."""
-    root = _root(config, registry_dir)
+    root, keys = _registry(config, registry_dir)
     from models import promotion
 
-    step = promotion.rollback(root, reason=reason)
+    step = promotion.rollback(root, reason=reason, keys=keys)
     if as_json:
         _write_json(step)
     else:
         typer.echo(f"champion is {step.to} again, before: {step.before}")
+
+
+@app.command()
+def sign(
+    version: Version,
+    key: Annotated[
+        Path,
+        typer.Option("--key", metavar="FILE", help="PEM file of an Ed25519 private key that its owner alone may read."),
+    ],
+    config: Config = None,
+    registry_dir: Registry = None,
+) -> None:
+    """Sign a version's manifest, so that it is served where `model_keys` names the public key."""
+    root = _root(config, registry_dir)
+    from models import registry, signing
+
+    private = signing.read_private_key(key)
+    manifest = registry.sign(root, registry.find(root, version), private)
+    typer.echo(f"signed {manifest.id} with the key {signing.fingerprint(private.public_key())}")
 
 
 @app.command()

@@ -13,10 +13,12 @@ from features.accounts import Accounts
 from features.errors import RejectedError
 from features.transaction import Transaction, pack, records
 from models.scorer import Scorer
+from service.breaker import Breaker
 from service.codec import Decoder, encode_score
 from service.messages import Contribution, ListHit, Rejection, Score, Source
 from service.metrics import LISTED, Stage
 from service.policy import DECISIONS, Policy
+from service.settings import BREAKER_SHARE, BREAKER_WINDOW
 
 REASONS_MAX = 3
 """Reasons on a score that is not allowed: an analyst reads no more at a glance."""
@@ -45,6 +47,9 @@ class Verdicts(NamedTuple):
 
     hits: NDArray[np.uint32]
     """List bits: the sender's in the low half, the recipient's in the high half."""
+
+    is_held: NDArray[np.bool_]
+    """Where the circuit breaker was open: the decision is `review` at most."""
 
 
 class Judge(NamedTuple):
@@ -113,8 +118,20 @@ class Pipeline:
         policy: Policy,
         decoder: Decoder,
         candidate: Candidate | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
+        """Make the pipeline.
+
+        Args:
+            accounts: The past.
+            scorer: The model that decides.
+            policy: What is decided by it.
+            decoder: Of messages.
+            candidate: A model that judges beside it and decides nothing.
+            breaker: Holds decisions back while too many are flagged; None takes one of the default settings.
+        """
         self.accounts = accounts
+        self.breaker = breaker or Breaker(share=BREAKER_SHARE, window=BREAKER_WINDOW)
         self.judge = Judge.of(scorer, policy)
         self.candidate = candidate
         self._decode_one = decoder.decode
@@ -140,7 +157,7 @@ class Pipeline:
         rows, hits, margins = self.judge.scorer.score(self.accounts, records([pack(tx) for tx in transactions]))
         if tick is not None:
             tick("features", self.judge.scorer.model_seconds)
-        verdicts = _verdicts(self.judge, rows, hits, margins)
+        verdicts = self._held(_verdicts(self.judge, rows, hits, margins))
         if tick is not None:
             tick("score", 0.0)
         beside: Beside | None = None
@@ -160,7 +177,11 @@ class Pipeline:
     def score(self, packed: NDArray[np.uint64]) -> Verdicts:
         """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""
         rows, hits, margins = self.judge.scorer.score(self.accounts, packed)
-        return _verdicts(self.judge, rows, hits, margins)
+        return self._held(_verdicts(self.judge, rows, hits, margins))
+
+    def _held(self, verdicts: Verdicts) -> Verdicts:
+        """Return what the circuit breaker leaves of verdicts that decide."""
+        return verdicts._replace(is_held=self.breaker.hold(verdicts.decisions))
 
     def _decode(self, messages: Sequence[Message]) -> tuple[list[Transaction], list[Source], list[Rejection], int]:
         decode = self._decode_one
@@ -192,6 +213,7 @@ class Pipeline:
         alerts: list[tuple[bytes, bytes]] = []
         probabilities, decisions = verdicts.probabilities.tolist(), verdicts.decisions.tolist()
         hits = verdicts.hits.tolist()
+        is_held = verdicts.is_held.tolist()
         for i, tx in enumerate(transactions):
             decision = decisions[i]
             reasons = _reasons(judge, verdicts.rows[i]) if decision else []
@@ -213,6 +235,7 @@ class Pipeline:
                 sources[i],
                 "scored",
                 now_ms,
+                is_held[i],
             )
             record = (tx.id.encode(), encode_score(score))
             scores.append(record)
@@ -235,7 +258,8 @@ def _verdicts(
     judge: Judge, rows: NDArray[np.float32], hits: NDArray[np.uint32], margins: NDArray[np.float64]
 ) -> Verdicts:
     probabilities = judge.scorer.probabilities(margins)
-    return Verdicts(rows, probabilities, judge.policy.decide(probabilities, rows, hits), hits)
+    codes = judge.policy.decide(probabilities, rows, hits)
+    return Verdicts(rows, probabilities, codes, hits, np.zeros(len(codes), dtype=np.bool_))
 
 
 def _reasons(judge: Judge, row: NDArray[np.float32]) -> list[Contribution]:

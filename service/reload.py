@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from features.errors import InputError
+from features.errors import ArtifactError, InputError, UsageError
 from features.screening import Screening
 from models import registry
 from models.drift import Drift
 from models.scorer import Scorer
-from service import check, drift, shadow
+from service import check, drift, shadow, trust
 from service.metrics import Metrics
 from service.policy import Policy, policy
 from service.settings import Settings
@@ -97,7 +97,7 @@ class Follower:
         try:
             with _short_turns():
                 replacement = self._load()
-        except InputError as error:
+        except (InputError, UsageError) as error:
             log.error("reload refused, the model in use stays: %s", error)
             self._metrics.model_reloads_total["refused"].inc()
             return
@@ -111,11 +111,13 @@ class Follower:
             InputError: It cannot be served.
         """
         folder = registry.champion(self._root)
-        manifest = registry.verify_version(self._root, folder)
+        manifest = registry.verify_version(self._root, folder, trust.keys(self._settings))
         if manifest.digest == self._digest:
             return None
         path = folder / registry.MODEL_FILE
         scorer = Scorer.load(path)
+        if scorer.model.digest != manifest.digest:
+            raise ArtifactError(f"{path}: was changed while it was read")
         check.warm(self._settings, scorer, self._lists)
         shadowed = shadow.start(path, scorer.model, self._metrics, share=self._settings.shadow_share)
         # Reading the large one takes the most of it, which belongs into the short turns too.

@@ -20,9 +20,9 @@ from features import durable, screening
 from features.accounts import Accounts
 from features.errors import InputError, RejectedError, UsageError
 from features.transaction import RECORD_WORDS, pack, records
-from models import registry
 from models.scorer import Scorer
-from service import snapshot
+from service import snapshot, trust
+from service.breaker import Breaker
 from service.codec import Decoder, read_lines
 from service.pipeline import Pipeline, Verdicts
 from service.policy import DECISIONS, policy
@@ -76,7 +76,7 @@ def command(
         state: Folder of an earlier replay's past to go on from, None for an empty past.
         save_state: Folder to keep the past in afterwards, None to forget it.
     """
-    scorer = Scorer.load(registry.model_path(settings.model, settings.registry_dir))
+    scorer = Scorer.load(trust.model_path(settings))
     pipeline, decoder = prepare(settings, scorer, state)
     started_s = time.perf_counter()
     with shown_progress() as progress:
@@ -91,7 +91,9 @@ def command(
         )
     spent_s = time.perf_counter() - started_s
     if save_state is not None:
-        snapshot.save(save_state, pipeline.accounts, topic=STATE_TOPIC, offsets={}, unsettled=[])
+        snapshot.save(
+            save_state, pipeline.accounts, topic=STATE_TOPIC, offsets={}, unsettled=[], breaker=pipeline.breaker
+        )
     sys.stderr.write(summary.text(spent_s) + "\n")
 
 
@@ -108,10 +110,18 @@ def prepare(settings: Settings, scorer: Scorer, state: Path | None) -> tuple[Pip
     """
     lists = screening.read(settings.screening_lists) if settings.screening_lists else None
     accounts = Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists)
-    if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC) is None:
+    breaker = Breaker(share=settings.breaker_share, window=settings.breaker_window)
+    if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC, breaker=breaker) is None:
         raise InputError(f"{state}: no saved state")
     decoder = Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max)
-    return Pipeline(accounts=accounts, scorer=scorer, policy=policy(scorer.thresholds, lists), decoder=decoder), decoder
+    pipeline = Pipeline(
+        accounts=accounts,
+        scorer=scorer,
+        policy=policy(scorer.thresholds, lists),
+        decoder=decoder,
+        breaker=breaker,
+    )
+    return pipeline, decoder
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from features import screening
 from features.accounts import Accounts
 from features.errors import BrokerError, FencedError, OutageError
 from features.screening import Screening
-from models import registry
 from models.drift import Drift
 from models.scorer import Scorer
-from service import check, drift, kafka, metrics, shadow, snapshot
+from service import check, drift, kafka, metrics, shadow, snapshot, trust
+from service.breaker import Breaker
 from service.codec import Decoder
 from service.kafka import Client
 from service.loop import RETRY_SECONDS, Loop, Patience
@@ -125,13 +125,13 @@ class Service:
                 return
             self._loop = self._restore(client, pipeline, built.shadow)
             self._loop.watch_drift(built.drift)
-            self._serve_metrics(stack, pipeline.accounts)
+            self._serve_metrics(stack, pipeline)
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
             if self._stop.is_set():
                 self._loop.stop()
             self._follow(stack, pipeline, self._loop)
             self.ready.set()
-            self._serve(self._loop, pipeline.accounts)
+            self._serve(self._loop, pipeline)
 
     def _build(self, stack: ExitStack) -> _Built:
         """Make what needs no Kafka, so that a wrong model is known at once.
@@ -139,7 +139,7 @@ class Service:
         All of it is of one version: while a standby waits, `champion` may come to name another.
         """
         settings = self._settings
-        path = registry.model_path(settings.model, settings.registry_dir)
+        path = trust.model_path(settings)
         scorer = Scorer.load(path)
         lists = screening.read(settings.screening_lists)
         check.warm(settings, scorer, lists)
@@ -149,6 +149,7 @@ class Service:
             policy=policy(scorer.thresholds, lists),
             decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
             candidate=self._candidate(lists),
+            breaker=Breaker(share=settings.breaker_share, window=settings.breaker_window),
         )
         self.metrics.set_model("student", **scorer.model._asdict())
         self.metrics.set_lists(() if lists is None else lists.names)
@@ -162,7 +163,7 @@ class Service:
         settings = self._settings
         if not settings.candidate_model:
             return None
-        scorer = Scorer.load(registry.model_path(settings.candidate_model, settings.registry_dir))
+        scorer = Scorer.load(trust.candidate_path(settings))
         check.warm(settings, scorer, lists)
         self.metrics.set_model("candidate", **scorer.model._asdict())
         judge = Judge.of(scorer, policy(scorer.thresholds, lists))
@@ -220,7 +221,12 @@ class Service:
         self._saved_at = snapshot.saved_at(settings.state_dir)
         header = None
         if not self._is_fresh:
-            header = snapshot.load(settings.state_dir, pipeline.accounts, topic=settings.transactions_topic)
+            header = snapshot.load(
+                settings.state_dir,
+                pipeline.accounts,
+                topic=settings.transactions_topic,
+                breaker=pipeline.breaker,
+            )
         if header is None:
             if committed:
                 log.warning("empty past at offsets=%s: history before them is unknown to every score", committed)
@@ -256,15 +262,16 @@ class Service:
 
         stack.callback(close)
 
-    def _serve_metrics(self, stack: ExitStack, accounts: Accounts) -> None:
-        settings = self._settings
+    def _serve_metrics(self, stack: ExitStack, pipeline: Pipeline) -> None:
+        settings, accounts, breaker = self._settings, pipeline.accounts, pipeline.breaker
+        self.metrics.set_breaker(is_open=breaker.is_open, share=breaker.share, n_trips=breaker.n_trips)
         self.metrics.set_limits(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max)
         self.metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
         endpoint = metrics.serve(self.metrics, host=settings.metrics_host, port=settings.metrics_port)
         stack.callback(endpoint.close)
         self.metrics_port = endpoint.port
 
-    def _serve(self, loop: Loop, accounts: Accounts) -> None:
+    def _serve(self, loop: Loop, pipeline: Pipeline) -> None:
         """Run the loop, and save the past with what could not be committed of it."""
         try:
             loop.run()
@@ -273,18 +280,19 @@ class Service:
             if isinstance(error, FencedError) and snapshot.saved_at(self._settings.state_dir) != self._saved_at:
                 log.error("state not saved: another process saved its own")
             else:
-                self._save(loop, accounts)
+                self._save(loop, pipeline)
             raise
-        self._save(loop, accounts)
+        self._save(loop, pipeline)
 
-    def _save(self, loop: Loop, accounts: Accounts) -> None:
-        started_s = time.perf_counter()
+    def _save(self, loop: Loop, pipeline: Pipeline) -> None:
+        started_s, accounts = time.perf_counter(), pipeline.accounts
         path = snapshot.save(
             self._settings.state_dir,
             accounts,
             topic=self._settings.transactions_topic,
             offsets=loop.offsets,
             unsettled=loop.unsettled,
+            breaker=pipeline.breaker,
         )
         log.info(
             "state saved path=%s offsets=%s unsettled=%d accounts=%d in_s=%.2f",

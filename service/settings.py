@@ -30,6 +30,13 @@ DATA_VARIABLE = "FALCONET_DATA"
 DRIFT_ROWS_MIN = 500
 """As in `models.drift`, which the settings do not wait for: importing it takes a second."""
 
+BREAKER_SHARE = 0.5
+"""Real traffic has 0.4 to 4.5 % flagged, by the threshold, and the simulator's from an empty past 16 %."""
+
+BREAKER_WINDOW = 1000
+"""At most so many times the share are blocked before the breaker opens: half a second at 1,000 a second."""
+
+SECRET_CHARACTERS_MAX = 4096
 SECRET = {"secret": True}
 _MASK = "***"
 
@@ -81,6 +88,12 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
     ] = None
     ssl_certfile: Annotated[File, Meta(description="PEM file of the client certificate.")] = None
     ssl_keyfile: Annotated[File, Meta(description="PEM file of the client certificate's key.")] = None
+    ssl_key_password: Annotated[
+        str | None, Meta(description="Password of an encrypted `ssl_keyfile`; never shown.", extra=SECRET)
+    ] = None
+    ssl_key_password_file: Annotated[
+        File, Meta(description="File that holds the key's password; its last newline is dropped.")
+    ] = None
 
     group_id: Annotated[str, _NAME, Meta(description="Consumer group that holds the committed offsets.")] = "falconet"
     transactional_id: Annotated[
@@ -137,6 +150,13 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
     model_poll_seconds: Annotated[
         float, Meta(gt=0, le=3600, description="How often to look for another champion, where `model` is empty.")
     ] = 5.0
+    model_keys: Annotated[
+        tuple[Path, ...],
+        Meta(
+            description="PEM files of Ed25519 public keys, one of which must have signed any model that is used; "
+            "comma-separated in the environment. Empty wants no signature."
+        ),
+    ] = ()
     candidate_model: Annotated[
         str,
         Meta(
@@ -152,6 +172,18 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
             description="CSV files of listed addresses (address,list,known_from); comma-separated in the environment."
         ),
     ] = ()
+    breaker_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Share of the last `breaker_window` transactions that may be other than `allow`; above it "
+            "nothing is blocked until the share is half of it again. 1 turns it off.",
+        ),
+    ] = BREAKER_SHARE
+    breaker_window: Annotated[
+        int, Meta(ge=100, le=1_000_000, description="Scored transactions that `breaker_share` is taken over.")
+    ] = BREAKER_WINDOW
     shadow_share: Annotated[
         float, Meta(ge=0, le=1, description="Share of transactions that the large model scores in shadow.")
     ] = 0.001
@@ -178,6 +210,10 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
     broker_retry_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="Longest outage of Kafka that is retried before the process exits.")
     ] = 60.0
+
+    def __repr__(self) -> str:
+        """Show what `effective` shows, so that no traceback and no log line can hold a secret."""
+        return f"Settings({self.effective()})"
 
     def topics(self) -> list[str]:
         """Return every topic in use, the one that is read first."""
@@ -239,11 +275,12 @@ def markdown_table() -> str:
 
 def _checked(values: dict[str, object]) -> Settings:
     """Make the settings after checking what concerns several of them, the password file read."""
-    password_file = values.get("sasl_password_file")
-    if password_file is not None:
-        if values.get("sasl_password") is not None:
-            raise UsageError("sasl_password and sasl_password_file are both set; set one of them")
-        values["sasl_password"] = _read_secret(str(password_file))
+    for name in _SECRETS:
+        file = values.get(f"{name}_file")
+        if file is not None:
+            if values.get(name) is not None:
+                raise UsageError(f"{name} and {name}_file are both set; set one of them")
+            values[name] = _read_secret(f"{name}_file", str(file))
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
     _check_login(settings)
     if 0 < settings.drift_rows < DRIFT_ROWS_MIN:
@@ -271,6 +308,15 @@ def _check_login(settings: Settings) -> None:
         )
     if (settings.ssl_certfile is None) != (settings.ssl_keyfile is None):
         raise UsageError("ssl_certfile and ssl_keyfile go together; only one of them is set")
+    if settings.ssl_key_password is not None and settings.ssl_keyfile is None:
+        raise UsageError("ssl_key_password is set but ssl_keyfile is not")
+    files = [name for name in ("ssl_cafile", "ssl_certfile") if getattr(settings, name) is not None]
+    if files and settings.security_protocol not in ("SSL", "SASL_SSL"):
+        # Whoever names a certificate means to be encrypted, and would not be.
+        raise UsageError(
+            f"{files[0]} is set but security_protocol {settings.security_protocol} does not encrypt;"
+            " set SSL or SASL_SSL"
+        )
 
 
 def _read_toml(path: Path, place: str) -> dict[str, Any]:
@@ -282,15 +328,20 @@ def _read_toml(path: Path, place: str) -> dict[str, Any]:
         raise UsageError(f"the settings file {place} is not TOML: {error}") from error
 
 
-def _read_secret(path: str) -> str:
+def _read_secret(name: str, path: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            text = file.read(SECRET_CHARACTERS_MAX + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read sasl_password_file {path}: {error}") from error
+        # The decoder's own message would quote a byte of the secret.
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise UsageError(f"cannot read {name} {path}: {reason}") from None
+    if len(text) > SECRET_CHARACTERS_MAX:
+        raise UsageError(f"{name} {path} holds more than {SECRET_CHARACTERS_MAX} characters: it is no password")
     # Editors and `echo` end a file with a newline that is no part of the password; more of them may be.
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret:
-        raise UsageError(f"sasl_password_file {path} is empty")
+        raise UsageError(f"{name} {path} is empty")
     return secret
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from features import durable, schema
 from features.accounts import Accounts
 from features.errors import StateError
+from service.breaker import Breaker
 
 STATE_FILE = "state.npz"
 FORMAT = 1
@@ -55,7 +56,15 @@ class Header(Struct, frozen=True, kw_only=True):
     """Batches that the past has absorbed, in order, while their Kafka transaction may not be committed."""
 
 
-def save(folder: Path, accounts: Accounts, *, topic: str, offsets: Offsets, unsettled: list[Batch]) -> Path:
+def save(
+    folder: Path,
+    accounts: Accounts,
+    *,
+    topic: str,
+    offsets: Offsets,
+    unsettled: list[Batch],
+    breaker: Breaker | None = None,
+) -> Path:
     """Write the state so that a reader finds either the old file or all of this one, even after a power cut.
 
     Raises:
@@ -68,14 +77,17 @@ def save(folder: Path, accounts: Accounts, *, topic: str, offsets: Offsets, unse
         # Two processes may save to one folder: whoever is last has the file, and neither writes into the other's.
         with durable.replacing(path, suffix=f".{os.getpid()}{durable.SUFFIX}") as file:
             encoded = np.frombuffer(msgspec.msgpack.encode(header), dtype=np.uint8)
-            np.savez(file, allow_pickle=False, header=encoded, **accounts.arrays())
+            others = {} if breaker is None else breaker.arrays()
+            np.savez(file, allow_pickle=False, header=encoded, **accounts.arrays(), **others)
     except OSError as error:
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 
-def load(folder: Path, accounts: Accounts, *, topic: str) -> Header | None:
+def load(folder: Path, accounts: Accounts, *, topic: str, breaker: Breaker | None = None) -> Header | None:
     """Fill an empty table from the saved state and return its header, or None when nothing is saved.
+
+    A breaker goes on, too, unless the state has none or one of another window.
 
     Raises:
         StateError: The file is damaged, or of another format, feature schema, topic or table size.
@@ -88,6 +100,8 @@ def load(folder: Path, accounts: Accounts, *, topic: str) -> Header | None:
             header = msgspec.msgpack.decode(saved["header"].tobytes(), type=Header)
             _check(header, topic)
             accounts.restore({name: saved[name] for name in accounts.arrays()})
+            if breaker is not None and set(breaker.arrays()) <= set(saved.files):
+                breaker.restore({name: saved[name] for name in breaker.arrays()})
     except StateError as error:
         raise StateError(f"{path}: {error}") from error
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, msgspec.DecodeError) as error:

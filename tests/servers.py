@@ -21,9 +21,9 @@ import time
 import urllib.request
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 KAFKA = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
 LIBS_VARIABLE = "KAFKA_LIBS"
@@ -40,6 +40,17 @@ _JVM_OPTIONS = ("-Xms1g", "-Xmx1g", "-Xmn700m", "-XX:+UseSerialGC", "-Djava.awt.
 
 class MissingServerError(Exception):
     """Something that a server needs is not on this machine; the message names it."""
+
+
+class Listener(NamedTuple):
+    """One more door of the broker, beside the one that speaks in the clear."""
+
+    name: str
+    protocol: str
+    """As Kafka names it: SSL, SASL_SSL, SASL_PLAINTEXT."""
+
+    settings: dict[str, object]
+    """Without the `listener.name.<name>.` before them."""
 
 
 @contextlib.contextmanager
@@ -66,10 +77,22 @@ def kafka(folder: Path | None = None) -> Iterator[str]:
 class KafkaBroker:
     """One broker that is also its own controller, with its data, log and configuration in one folder."""
 
-    def __init__(self, home: Path, libs: Path) -> None:
+    def __init__(
+        self, home: Path, libs: Path, *, listeners: Sequence[Listener] = (), scram: Sequence[str] = ()
+    ) -> None:
+        """Make a broker that is not started yet.
+
+        Args:
+            home: Its folder.
+            libs: Kafka's jars.
+            listeners: Doors besides the one in the clear.
+            scram: Logins, as the storage tool's `--add-scram` takes them.
+        """
         self.home = home
         self._classpath = f"{libs}/*"
-        self._port, self._controller_port = free_ports(2)
+        self._scram = scram
+        self._port, self._controller_port, *ports = free_ports(2 + len(listeners))
+        self._doors = {each.name: (each, port) for each, port in zip(listeners, ports, strict=True)}
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = home / "server.log"
 
@@ -77,6 +100,10 @@ class KafkaBroker:
     def address(self) -> str:
         """The bootstrap address; the same after a restart."""
         return f"127.0.0.1:{self._port}"
+
+    def address_of(self, listener: str) -> str:
+        """The bootstrap address of one more door."""
+        return f"127.0.0.1:{self._doors[listener][1]}"
 
     @property
     def pid(self) -> int:
@@ -87,11 +114,12 @@ class KafkaBroker:
     def start(self) -> None:
         """Start the broker on its data, formatting it first when there is none, and return when it answers."""
         config = self.home / "server.properties"
-        config.write_text(_properties(self.home, self._port, self._controller_port))
+        config.write_text(_properties(self.home, self._port, self._controller_port, list(self._doors.values())))
         if not (self.home / "data" / "meta.properties").exists():
             cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
             # As one argument: one id in 64 begins with a hyphen and would pass for an option.
-            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(config))
+            logins = [f"--add-scram={each}" for each in self._scram]
+            self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(config), *logins)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(  # its own session: Ctrl-C reaches the tests first, which then stop it
                 [_java(), *_JVM_OPTIONS, "-cp", self._classpath, "kafka.Kafka", str(config)],
@@ -312,17 +340,20 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _properties(home: Path, port: int, controller_port: int) -> str:
+def _properties(home: Path, port: int, controller_port: int, doors: Sequence[tuple[Listener, int]] = ()) -> str:
     """Render a single node's configuration: every internal topic has one copy, and consumer groups form at once."""
-    listeners = f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}"
+    advertised = [f"PLAINTEXT://127.0.0.1:{port}", *(f"{each.name}://127.0.0.1:{at}" for each, at in doors)]
+    listeners = ",".join([*advertised, f"CONTROLLER://127.0.0.1:{controller_port}"])
+    protocols = ["PLAINTEXT:PLAINTEXT", *(f"{each.name}:{each.protocol}" for each, _ in doors), "CONTROLLER:PLAINTEXT"]
     values = {
         "process.roles": "broker,controller",
         "node.id": 1,
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "controller.listener.names": "CONTROLLER",
         "listeners": listeners,
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "advertised.listeners": ",".join(advertised),
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": ",".join(protocols),
         "log.dirs": home / "data",
         "offsets.topic.num.partitions": 1,
         "offsets.topic.replication.factor": 1,
@@ -343,6 +374,8 @@ def _properties(home: Path, port: int, controller_port: int) -> str:
         "num.network.threads": 2,
         "num.io.threads": 4,
     }
+    for each, _ in doors:
+        values |= {f"listener.name.{each.name.lower()}.{name}": value for name, value in each.settings.items()}
     return "".join(f"{name}={value}\n" for name, value in values.items())
 
 

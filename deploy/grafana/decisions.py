@@ -100,6 +100,28 @@ def _decisions(runbook: Runbook) -> list[Any]:
             width=12,
             runbook=runbook("FalconetAlertShareHigh"),
         ),
+        lines(
+            "Circuit breaker",
+            "Share of the breaker's window that was meant not to be allowed, and whether it is open.",
+            [
+                Query(f"max by (instance) (falconet_breaker_share{{{HERE}}})", "share, {{instance}}"),
+                Query(f"max by (instance) (falconet_breaker_open{{{HERE}}})", "open, {{instance}}"),
+            ],
+            unit="percentunit",
+            width=12,
+            runbook=runbook("FalconetBreakerOpen"),
+        ),
+        lines(
+            "Held by the breaker",
+            "Transactions a second at which the breaker was open, and how often it opened in five minutes.",
+            [
+                Query(f"sum(rate(falconet_breaker_held_total{{{HERE}}}[5m]))", "held"),
+                Query(f"sum(increase(falconet_breaker_trips_total{{{HERE}}}[5m]))", "openings"),
+            ],
+            unit="cps",
+            width=12,
+            runbook=runbook("FalconetBreakerOpen"),
+        ),
     ]
 
 

@@ -301,6 +301,19 @@ ALERTS = (
         ),
     ),
     Alert(
+        "FalconetBreakerOpen",
+        "page",
+        "{{ $labels.chain }}: so much is flagged that nothing is blocked any more.",
+        ((Condition(f"max {BY} (falconet_breaker_open)", "> 0"),),),
+        "1m",
+        Proof(
+            {f"falconet_breaker_open{{{_AT}}}": "0x30 1x60 0x60"},
+            "60m",
+            "120m",
+            PLACE,
+        ),
+    ),
+    Alert(
         "FalconetAlertShareHigh",
         "ticket",
         "{{ $labels.chain }}: {{ $value | humanizePercentage }} of the transactions are not allowed.",

@@ -2,6 +2,7 @@
 
 import math
 import socket
+import urllib.error
 import urllib.request
 from typing import get_args
 
@@ -16,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from features.errors import Reason, UsageError
 from service import metrics as module
 from service.metrics import CATALOGUE, PREFIX, SCORE_BUCKETS, SECONDS_BUCKETS, Distribution, Metrics, serve
+from service.settings import Settings
 
 
 def samples(text: str) -> dict:
@@ -347,6 +349,22 @@ def test_memory_and_cpu_of_the_process_are_shown():
 
     assert shown["process_resident_memory_bytes",] > 1_000_000
     assert ("process_cpu_seconds_total",) in shown
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_page_takes_no_request_that_could_change_anything(method):
+    """Whatever does not ask to read is refused, and the page listens on loopback unless told otherwise."""
+    assert Settings().metrics_host == "127.0.0.1"
+    endpoint = serve(Metrics(), host=Settings().metrics_host, port=0)
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{endpoint.port}/metrics", data=b"x", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=5)
+        refused.value.close()
+    finally:
+        endpoint.close()
+
+    assert refused.value.code == 405
 
 
 def test_taken_port_is_a_clear_error():

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from docs import generate
 from features.errors import UsageError
 from service import settings
 from service.settings import Settings, load
@@ -171,6 +172,7 @@ def test_unreadable_file_is_refused(tmp_path, write):
     assert "is not TOML" in refusal(config=write("partitions = = 1\n"))
 
 
+TLS = {"ssl_certfile": "cert.pem", "ssl_keyfile": "key.pem"}
 LOGIN = {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", "sasl_username": "falconet"}
 
 
@@ -204,6 +206,39 @@ def test_password_file_that_cannot_serve_is_refused(tmp_path):
     assert "cannot read" in refusal(overrides={**LOGIN, "sasl_password_file": tmp_path / "none"})
     assert "is empty" in refusal(overrides={**LOGIN, "sasl_password_file": empty})
     assert "both set" in refusal(overrides={**LOGIN, "sasl_password_file": empty, "sasl_password": "a"})
+
+
+def test_no_option_takes_a_secret_and_no_repr_shows_one():
+    """Another user sees a command line; so secrets have no option, and a record printed by mistake keeps them."""
+    secrets = [field.name for field in msgspec.structs.fields(Settings) if settings._extra(field.name, "secret")]
+    options = {option for _, command in generate.commands() for each in command.params for option in each.opts}
+    loaded = load(environment={"FALCONET_SSL_KEY_PASSWORD": "hunter2"}, overrides={**TLS, "security_protocol": "SSL"})
+
+    assert {"sasl_password", "ssl_key_password"} <= set(secrets)
+    assert [option for option in options if "password" in option or "secret" in option] == []
+    assert loaded.ssl_key_password == "hunter2"
+    assert "hunter2" not in repr(loaded)
+    assert "'ssl_key_password': '***'" in repr(loaded)
+
+
+def test_secret_file_that_is_no_password_is_refused_without_its_content(tmp_path):
+    """A file that is too long or no text was named by mistake; nothing of it is told."""
+    binary, long = tmp_path / "binary", tmp_path / "long"
+    binary.write_bytes(b"hunter2\xff")
+    long.write_text("hunter2" * 1_000, encoding="utf-8")
+
+    for path, said in ((binary, "it is not UTF-8"), (long, "more than 4096 characters")):
+        message = refusal(overrides={**LOGIN, "sasl_password_file": path})
+        assert said in message
+        assert "hunter2" not in message
+
+
+def test_certificates_without_encryption_are_refused():
+    """Whoever names a certificate means to be encrypted: a protocol in the clear beside it is a mistake."""
+    assert "does not encrypt" in refusal(overrides={"ssl_cafile": "ca.pem"})
+    clear = {**TLS, **LOGIN, "sasl_password": "x", "security_protocol": "SASL_PLAINTEXT"}
+    assert "does not encrypt" in refusal(overrides=clear)
+    assert "ssl_keyfile is not" in refusal(overrides={"security_protocol": "SSL", "ssl_key_password": "x"})
 
 
 def test_settings_that_contradict_each_other_are_refused():
