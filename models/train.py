@@ -278,8 +278,7 @@ def _write(
 
 def _method(held: Rows, plan: Plan) -> dict[str, bool | int | float | str]:
     method: dict[str, bool | int | float | str] = {
-        "target": "the label and the teacher's probability; without a label the teacher's; of simulated rows the truth",
-        "label_share": distil.LABEL_SHARE,
+        "target": "half the label, half the teacher's probability; without a label the teacher's; simulated: the truth",
         "n_unlabelled": len(held.unlabelled),
         "unlabelled_weight": distil.UNLABELLED_WEIGHT,
         "n_simulated": 0 if held.simulated is None else len(held.simulated.rows),

@@ -30,18 +30,14 @@ def loss(margins: NDArray[np.float64], lessons: distil.Lessons) -> float:
     return float(-np.mean(lessons.target * np.log(p) + (1 - lessons.target) * np.log(1 - p)))
 
 
-def _mixed(label: NDArray[np.bool_], probability: NDArray[np.float64]) -> NDArray[np.float64]:
-    return distil.LABEL_SHARE * label + (1 - distil.LABEL_SHARE) * probability
-
-
-def test_target_is_part_label_and_part_teacher() -> None:
+def test_target_is_half_label_and_half_teacher() -> None:
     """A labelled row's target lies between its label and the teacher's probability, another's is the latter."""
     parts = drawn(100)
     margins = np.linspace(-3, 3, 100)
 
     lessons = distil.lessons(parts, margins, parts.rows[:10], margins[:10])
 
-    np.testing.assert_allclose(lessons.target[:100], _mixed(parts.is_phishing, distil.probability(margins)))
+    np.testing.assert_allclose(lessons.target[:100], (parts.is_phishing + distil.probability(margins)) / 2)
     np.testing.assert_allclose(lessons.target[100:], distil.probability(margins[:10]))
     warm = parts.weight[~parts.is_cold].sum()
     assert lessons.weight[100:].sum() == pytest.approx(distil.UNLABELLED_WEIGHT * warm)
