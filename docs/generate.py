@@ -21,6 +21,7 @@ from service import archiver, bench, cli, ingest_metrics, messages, metrics, set
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
+INGEST = ROOT / "docs" / "ingest.json"
 ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -128,6 +129,23 @@ def archive_figures_table() -> str:
     return title + table(("What", "Measured"), rows)
 
 
+def ingest_figures_table() -> str:
+    """Return what ingestion reaches."""
+    measured = msgspec.json.decode(INGEST.read_bytes(), type=bench.Report)
+    rows = [
+        (
+            figure.name,
+            f"{bench.plain(figure.value)} {figure.unit}",
+            "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
+            figure.target,
+        )
+        for figure in measured.figures
+    ]
+    command = "`python -m tests.bench.bench_ingest --json docs/ingest.json`"
+    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by {command}.\n\n"
+    return title + table(("What", "Measured", "Spread", "Must reach"), rows)
+
+
 def quality_table() -> str:
     """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
     judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
@@ -183,6 +201,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "archive": archive_table,
     "archive-figures": archive_figures_table,
     "figures": figures_table,
+    "ingest-figures": ingest_figures_table,
     "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),
     "score": lambda: record_table(messages.Score),

@@ -20,7 +20,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def lines(**settings: str) -> dict[str, str]:
+def lines(**settings: object) -> dict[str, str]:
     found = check.run(Settings(**settings), is_offline=True)  # type: ignore[arg-type]
     return {line.split()[0]: line for line in found}
 
@@ -59,3 +59,8 @@ def test_champion_that_is_not_as_sealed_fails(versions: Path, tmp_path: Path) ->
 
     with pytest.raises(ArtifactError, match="notes: is not listed"):
         lines(registry_dir=str(root))
+
+
+def test_offline_leaves_nodes_out(small_model: Path) -> None:
+    """So that an installation can be tried anywhere."""
+    assert "node" not in lines(model=str(small_model), rpc_urls=("http://127.0.0.1:1",))
