@@ -9,6 +9,7 @@ no clock, so that the same stream from the same state gives the same decisions, 
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,21 +89,23 @@ class Breaker:
         _run(codes, is_held, self._state, self._opens_above, self._closes_at)
         return is_held
 
-    def arrays(self) -> dict[str, NDArray[np.int64]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return the whole state by name, for a file; the array is the breaker's own."""
         return {NAME: self._state}
 
-    def restore(self, arrays: dict[str, NDArray[np.int64]]) -> bool:
-        """Continue from a saved state; False where it was of another window, and the breaker starts anew.
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> bool:
+        """Continue from a saved state; False where there is none of this window, and the breaker starts anew.
 
         Raises:
             StateError: The array holds what no breaker leaves behind.
         """
-        saved = arrays[NAME]
-        if saved.ndim != 1 or saved.dtype != np.int64:
-            raise StateError(f"{NAME}: {saved.dtype} of {saved.ndim} dimensions, expected int64 of one")
-        if saved.shape != self._state.shape:
+        found = arrays.get(NAME)
+        if found is not None and (found.ndim != 1 or found.dtype != np.int64):
+            raise StateError(f"{NAME}: {found.dtype} of {found.ndim} dimensions, expected int64 of one")
+        if found is None or found.shape != self._state.shape:
+            self._state[:] = 0
             return False
+        saved = found.view(np.int64)
         ring = saved[_RING:]
         is_sound = (
             saved[_OPEN] in (0, 1)

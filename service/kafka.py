@@ -20,10 +20,6 @@ Record = tuple[bytes | None, bytes]
 
 Headers = list[tuple[str, bytes]]
 
-SESSION_SECONDS = 20.0
-"""How long a silent group member keeps its place. A broker that restarts within it costs us no place; a replica that
-was killed delays the next one's start by this much."""
-
 TRANSACTION_SECONDS = 30.0
 """The broker aborts a transaction left open for longer, which otherwise holds up every `read_committed` reader."""
 
@@ -96,8 +92,9 @@ class Calls:
 class Client(Protocol):
     """One consumer in a group and one transactional producer, on one broker address.
 
-    The order of calls is: `topics`, `create_topic` and `n_members` at any time, `begin_producing`, `join`, then batches
-    of `poll`, `begin`, `send`, `commit`, `wait`. While a commit runs, `poll` and `lag` may be called. `close` may come
+    The order of calls is: `topics`, `create_topic`, `cluster_id` and `n_members` at any time, `begin_producing`,
+    `join`, then `committed`, `spans`, `seek` and `positions` while no transaction is open, and batches of `poll`,
+    `begin`, `send`, `commit`, `wait`. While a commit runs, `poll` and `lag` may be called. `close` may come
     at any time. Not safe for use by several threads.
     """
 
@@ -113,6 +110,13 @@ class Client(Protocol):
 
         Raises:
             BrokerError: The broker refuses.
+        """
+
+    def cluster_id(self) -> str:
+        """Return what the brokers call their cluster, empty where they have no name for it.
+
+        Raises:
+            OutageError: No broker answered.
         """
 
     def n_members(self) -> int:
@@ -131,14 +135,24 @@ class Client(Protocol):
     def committed(self) -> dict[int, int]:
         """Return the group's committed offset of each partition that has one: the offset of the next message."""
 
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Return the first offset that each partition still holds, and the one after its last.
+
+        Raises:
+            OutageError: No answer.
+        """
+
     def seek(self, offsets: dict[int, int]) -> None:
-        """Have the next `poll` return the messages from these offsets on."""
+        """Have the next `poll` return the messages from these offsets on; name all partitions."""
+
+    def positions(self) -> dict[int, int]:
+        """Return up to where everything readable was returned by `poll`, markers and aborted messages included."""
 
     def poll(self, n_max: int, timeout_s: float) -> list[Message]:
         """Return the next messages, at most `n_max`; wait for the first one only, and at most `timeout_s`.
 
         Raises:
-            BrokerError: The partitions were taken away.
+            BrokerError: The partitions were taken away, or the topic no longer holds the next message.
         """
 
     def begin(self) -> None:
@@ -245,6 +259,14 @@ def lost_partitions(settings: Settings) -> FencedError:
     return FencedError(
         f"consumer group {settings.group_id!r} gave our partitions of {settings.transactions_topic!r} to another "
         "member, or took us for dead; one replica is active at a time, so this one ends"
+    )
+
+
+def lost_messages(settings: Settings) -> BrokerError:
+    """Return the error of a consumer whose next message was removed before it was read."""
+    return BrokerError(
+        f"topic {settings.transactions_topic!r} no longer holds the next message to read: its retention has removed "
+        "messages that were never scored; the next start says which, see the setting missing_history"
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from features.errors import BrokerError, OutageError, UsageError
@@ -12,12 +13,12 @@ from service.kafka import (
     FETCH_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
-    SESSION_SECONDS,
     TRANSACTION_SECONDS,
     Calls,
     Headers,
     Record,
     Topic,
+    lost_messages,
     lost_partitions,
     shared_partitions,
 )
@@ -26,7 +27,7 @@ from service.settings import Settings
 
 try:
     import confluent_kafka
-    from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, TopicPartition
+    from confluent_kafka import OFFSET_END, OFFSET_STORED, KafkaError, KafkaException, TopicPartition
     from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 except ImportError as error:
     raise UsageError(
@@ -59,6 +60,7 @@ class ConfluentClient:
         self._topic = settings.transactions_topic
         self._common = connection(settings)
         self._assigned: list[int] = []
+        self._ends: dict[int, int] = {}
         self._serving = False
         self._lost = False
         self._calls: Calls | None = None
@@ -90,6 +92,11 @@ class ConfluentClient:
         while topic.name not in self.topics():
             if time.monotonic() > deadline:
                 raise BrokerError(f"{self._place} created topic {topic.name!r} and does not list it")
+
+    def cluster_id(self) -> str:
+        """Ask any broker."""
+        found = self._asked("describing the cluster", lambda: self._admin.list_topics(timeout=REQUEST_SECONDS))
+        return str(found.cluster_id or "")
 
     def n_members(self) -> int:
         """Ask the group's coordinator."""
@@ -134,10 +141,9 @@ class ConfluentClient:
                 [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
             )
         early = self._consumer.poll(timeout_s)
-        if early is not None and early.error() is not None:
+        # What comes early is read again: the service seeks before it reads.
+        if early is not None and early.error() is not None and early.error().code() != KafkaError._PARTITION_EOF:
             self._fail("joining the group", KafkaException(early.error()))
-        if early is not None:
-            self.seek({early.partition(): early.offset()})
         if not self._assigned:
             return False
         n_partitions = self.topics()[self._topic]
@@ -152,11 +158,14 @@ class ConfluentClient:
             "group.id": self._settings.group_id,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
+            # Going back to what is left would skip what is not, and nobody would know.
+            "auto.offset.reset": "error",
+            # Only so is the end of a partition known where markers stand there.
+            "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "allow.auto.create.topics": False,
-            "session.timeout.ms": int(SESSION_SECONDS * 1000),
-            "heartbeat.interval.ms": int(SESSION_SECONDS * 1000 / 4),
+            "session.timeout.ms": int(self._settings.session_seconds * 1000),
+            "heartbeat.interval.ms": int(self._settings.session_seconds * 1000 / 4),
             "fetch.message.max.bytes": FETCH_BYTES_MAX,
             "fetch.max.bytes": FETCH_BYTES_MAX,
             "queued.max.messages.kbytes": 2 * FETCH_BYTES_MAX // 1024,
@@ -165,11 +174,16 @@ class ConfluentClient:
             "fetch.wait.max.ms": int(FETCH_SECONDS * 1000),
         }
 
-    def _on_assign(self, _consumer: object, partitions: list[Any]) -> None:
+    def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
         self._assigned = sorted(each.partition for each in partitions)
+        # Until the service seeks, nothing is read, and a partition without a committed offset is no error.
+        consumer.assign([TopicPartition(self._topic, each, OFFSET_END) for each in self._assigned])
 
-    def _on_revoke(self, _consumer: object, _partitions: list[Any]) -> None:
-        self._lost = self._lost or self._serving
+    def _on_revoke(self, consumer: Any, _partitions: list[Any]) -> None:
+        if self._serving:
+            self._lost = True
+            # Else the library would join again by itself, and take the place from whoever has it by then.
+            consumer.unsubscribe()
         self._assigned = []
 
     def committed(self) -> dict[int, int]:
@@ -180,10 +194,33 @@ class ConfluentClient:
         )
         return {each.partition: each.offset for each in found if each.offset >= 0}
 
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Ask for each partition."""
+        found = {}
+        for partition in self._assigned:
+            place = TopicPartition(self._topic, partition)
+            span = self._asked("asking for the topic's ends", partial(self._ask_span, place))
+            if span is None:
+                raise OutageError(
+                    f"{self._place} did not tell the ends of {self._topic!r} within {REQUEST_SECONDS:g} s"
+                )
+            found[partition] = span
+        return found
+
+    def _ask_span(self, place: Any) -> tuple[int, int] | None:
+        span: tuple[int, int] | None = self._consumer.get_watermark_offsets(place, timeout=REQUEST_SECONDS)
+        return span
+
     def seek(self, offsets: dict[int, int]) -> None:
         """Assign the partitions anew at these offsets: `seek` fails on a partition that is not being fetched yet."""
         places = [TopicPartition(self._topic, each, offsets.get(each, OFFSET_STORED)) for each in self._assigned]
+        self._ends.clear()
         self._asked("moving the consumer", lambda: self._consumer.assign(places))
+
+    def positions(self) -> dict[int, int]:
+        """Tell what was returned, or the end of the partition where that was seen."""
+        places = self._consumer.position([TopicPartition(self._topic, each) for each in self._assigned])
+        return {each.partition: max(each.offset, self._ends.get(each.partition, 0)) for each in places}
 
     def poll(self, n_max: int, timeout_s: float) -> list[Message]:
         """Take what is queued, or wait for the first message.
@@ -199,10 +236,21 @@ class ConfluentClient:
         messages = []
         for each in found:
             if each.error() is not None:
-                self._fail("reading", KafkaException(each.error()))
+                self._note(each)
+                continue
             stamp = each.timestamp()[1]
             messages.append(Message(each.value(), each.key(), each.topic(), each.partition(), each.offset(), stamp))
         return messages
+
+    def _note(self, event: Any) -> None:
+        """Take note of a partition's end; anything else that is no message is an error."""
+        error = event.error()
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._ends[event.partition()] = event.offset()
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise lost_messages(self._settings)
+        else:
+            self._fail("reading", KafkaException(error))
 
     def begin(self) -> None:
         """Begin a transaction; no request is made yet."""

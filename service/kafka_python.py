@@ -1,5 +1,6 @@
 """The default client: kafka-python, all Python, its consumer and its transactional producer."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ from service.kafka import (
     FETCH_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
-    SESSION_SECONDS,
     TRANSACTION_SECONDS,
     Calls,
     Headers,
     Record,
     Topic,
+    lost_messages,
     lost_partitions,
     shared_partitions,
 )
@@ -34,6 +35,7 @@ _LOST = (
     kafka_errors.IllegalGenerationError,
     kafka_errors.UnknownMemberIdError,
 )
+_NO_PLACE = (kafka_errors.OffsetOutOfRangeError, kafka_errors.NoOffsetForPartitionError)
 _REFUSED = (
     kafka_errors.AuthorizationError,
     kafka_errors.SaslAuthenticationFailedError,
@@ -75,6 +77,11 @@ class KafkaPythonClient:
         except kafka_errors.KafkaError as error:
             raise BrokerError(f"{self._place} did not create topic {topic.name!r}: {error}") from error
 
+    def cluster_id(self) -> str:
+        """Ask any broker."""
+        described = asked(self._settings, "describing the cluster", self._admin.describe_cluster)
+        return str(described.get("cluster_id") or "")
+
     def n_members(self) -> int:
         """Ask the group's coordinator."""
         group_id = self._settings.group_id
@@ -111,11 +118,10 @@ class KafkaPythonClient:
         if self._consumer is None:
             self._consumer = asked(self._settings, "connecting", self._make_consumer)
             self._consumer.subscribe([self._topic], listener=self._listener)
-        early = asked(
-            self._settings, "joining the group", lambda: self._consumer.poll(timeout_ms=int(timeout_s * 1000))
-        )
-        for partition, records in early.items():
-            self._consumer.seek(partition, records[0].offset)
+        # What comes early is read again: the service seeks before it reads, and a group that has not committed has no
+        # place until then.
+        with contextlib.suppress(*_NO_PLACE):
+            asked(self._settings, "joining the group", lambda: self._consumer.poll(timeout_ms=int(timeout_s * 1000)))
         ours = self._listener.assigned
         if not ours:
             return False
@@ -130,11 +136,12 @@ class KafkaPythonClient:
             **self._common,
             group_id=self._settings.group_id,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            # Going back to what is left would skip what is not, and nobody would know.
+            auto_offset_reset="none",
             isolation_level="read_committed",
             allow_auto_create_topics=False,
-            session_timeout_ms=int(SESSION_SECONDS * 1000),
-            heartbeat_interval_ms=int(SESSION_SECONDS * 1000 / 4),
+            session_timeout_ms=int(self._settings.session_seconds * 1000),
+            heartbeat_interval_ms=int(self._settings.session_seconds * 1000 / 4),
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
@@ -152,15 +159,29 @@ class KafkaPythonClient:
         offsets = asked(self._settings, "reading committed offsets", ask)
         return {partition: offset for partition, offset in offsets.items() if offset is not None}
 
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Ask for both ends."""
+        ours, timeout_ms = self._listener.assigned, int(REQUEST_SECONDS * 1000)
+        ask = self._consumer
+        first = asked(self._settings, "asking for the topic's start", lambda: ask.beginning_offsets(ours, timeout_ms))
+        end = asked(self._settings, "asking for the topic's end", lambda: ask.end_offsets(ours, timeout_ms))
+        return {each.partition: (first[each], end[each]) for each in ours}
+
     def seek(self, offsets: dict[int, int]) -> None:
         """Move the consumer; what was fetched for another place is thrown away."""
         for partition, offset in offsets.items():
             self._consumer.seek(TopicPartition(self._topic, partition), offset)
 
+    def positions(self) -> dict[int, int]:
+        """Tell what the consumer would fetch next."""
+        return {each.partition: self._position(each, 0) for each in self._listener.assigned}
+
     def poll(self, n_max: int, timeout_s: float) -> list[Message]:
         """Return what is fetched, or wait for the first fetch."""
         try:
             fetched = self._consumer.poll(timeout_ms=timeout_s * 1000, max_records=n_max)
+        except _NO_PLACE as error:
+            raise lost_messages(self._settings) from error
         except kafka_errors.KafkaError as error:
             raise failure(self._settings, "reading", error) from error
         if self._listener.lost:
@@ -295,6 +316,8 @@ def asked(settings: Settings, doing: str, call: Callable[[], Any]) -> Any:
     """Return what a call of the library returns, or raise the product's error for its."""
     try:
         return call()
+    except _NO_PLACE:
+        raise
     except kafka_errors.KafkaError as error:
         raise failure(settings, doing, error) from error
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from features.errors import OutageError
 from models.drift import Drift
+from service.capture import Snapshots
 from service.codec import encode_rejection
 from service.kafka import TRANSACTION_SECONDS, Client
 from service.metrics import Metrics, Role, Stage, position
@@ -127,6 +128,7 @@ class Loop:
         offsets: Offsets,
         unsettled: Sequence[Batch] = (),
         shadow: Shadow | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Make the loop.
 
@@ -138,12 +140,14 @@ class Loop:
             offsets: The next message's offset in each partition that was ever read.
             unsettled: Batches that the past has absorbed and that are to be committed first.
             shadow: Gets the feature rows, None for no shadow.
+            snapshots: Takes them between two batches, None for none.
         """
         self._client = client
         self._pipeline = pipeline
         self._metrics = metrics
         self._settings = settings
         self.shadow = shadow
+        self._snapshots = snapshots
         self._drift: Drift | None = None
         self._replacement: Replacement | None = None
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
@@ -192,6 +196,11 @@ class Loop:
             messages, polled_s = self._collect()
             if self._replacement is not None:
                 self._adopt(self._replacement)
+            if self._snapshots is not None and self._snapshots.is_due(self.offsets):
+                # Settled first, so that no snapshot is ahead of the committed offsets.
+                started_s = time.perf_counter()
+                self._finish()
+                self._snapshots.take(self.offsets, started_s=started_s)
             if messages:
                 self._next = self._score(messages, polled_s)
                 self._finish()

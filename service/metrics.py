@@ -7,6 +7,7 @@ observation, a tenth of a core at 100,000 transactions a second.
 
 import math
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
 Role = Literal["student", "teacher", "candidate"]
 Outcome = Literal["scored", "rejected", "skipped"]
 Reload = Literal["loaded", "refused"]
+Taken = Literal["saved", "failed"]
 
 LISTED = "listed"
 ALERT_REASONS = (LISTED, "none", *(feature.name for feature in schema.FEATURES))
@@ -160,7 +162,24 @@ CATALOGUE = (
     Spec("state_pairs", "gauge", (), "pairs", "Sender and recipient pairs in the pair table."),
     Spec("state_pairs_max", "gauge", (), "pairs", "Sender and recipient pairs that fit into the pair table."),
     Spec("state_evictions_total", "counter", (), "accounts", "Accounts forgotten because the table was full."),
-    Spec("restore_seconds", "gauge", (), "seconds", "Time the last start spent on loading the account state."),
+    Spec(
+        "snapshot_age_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "Age of the past that a restart would begin with; NaN while there is no snapshot.",
+    ),
+    Spec("snapshots_total", "counter", ("outcome",), "snapshots", "Periodic snapshots, by what became of them."),
+    Spec("snapshot_pause_seconds", "gauge", (), "seconds", "How long the stream waited for the last snapshot."),
+    Spec(
+        "restore_seconds",
+        "gauge",
+        (),
+        "seconds",
+        "Time the last start spent on loading the account state and replaying to the committed offsets.",
+    ),
+    Spec("restore_replayed", "gauge", (), "transactions", "Messages that the last start replayed without scoring."),
+    Spec("standby", "gauge", (), "", "1 while this replica waits for another one's place, else 0."),
     Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
     Spec(
         "shadow_dropped_total",
@@ -332,12 +351,19 @@ class Metrics:
         self._pairs_max = self._gauge("state_pairs_max")
         self._evictions = self._counter("state_evictions_total")
         self._n_evicted = 0
+        age = self._gauge("snapshot_age_seconds")
+        self._snapshot_at_s = math.nan
+        age.set_function(lambda: time.time() - self._snapshot_at_s)
+        self.snapshots_total = self._counters("snapshots_total", get_args(Taken))
+        self.snapshot_pause_seconds = self._gauge("snapshot_pause_seconds")
         self.restore_seconds = self._gauge("restore_seconds")
         self._breaker_open = self._gauge("breaker_open")
         self._breaker_share = self._gauge("breaker_share")
         self._breaker_trips = self._counter("breaker_trips_total")
         self._n_trips = 0
         self.breaker_held_total = self._counter("breaker_held_total")
+        self.restore_replayed = self._gauge("restore_replayed")
+        self.standby = self._gauge("standby")
         self.dlq_total = self._counters("dlq_total", get_args(Reason))
         self.shadow_dropped_total = self._counter("shadow_dropped_total")
 
@@ -384,6 +410,10 @@ class Metrics:
         """Set what fits into the account state."""
         self._accounts_max.set(accounts_max)
         self._pairs_max.set(pairs_max)
+
+    def set_snapshot(self, at_s: float) -> None:
+        """Say of which time, in Unix seconds, the past is that a restart would begin with."""
+        self._snapshot_at_s = at_s
 
     def set_state(self, *, n_accounts: int, n_pairs: int, n_evicted: int) -> None:
         """Set how full the account state is; `n_evicted` is the table's running count.

@@ -19,6 +19,7 @@ from service.messages import Contribution, ListHit, Rejection, Score, Source
 from service.metrics import LISTED, Stage
 from service.policy import DECISIONS, Policy
 from service.settings import BREAKER_SHARE, BREAKER_WINDOW
+from service.snapshot import Part
 
 REASONS_MAX = 3
 """Reasons on a score that is not allowed: an analyst reads no more at a glance."""
@@ -173,6 +174,16 @@ class Pipeline:
         if tick is not None:
             tick("encode", 0.0)
         return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside, leading)
+
+    def observe(self, messages: Sequence[Message]) -> None:
+        """Make a batch that was scored before part of the past, as `process` did; the breaker counts it too."""
+        transactions, _, _, _ = self._decode(messages)
+        rows, hits, margins = self.judge.scorer.score(self.accounts, records([pack(tx) for tx in transactions]))
+        self._held(_verdicts(self.judge, rows, hits, margins))
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return everything that a snapshot holds of the past."""
+        return (self.accounts, self.breaker)
 
     def score(self, packed: NDArray[np.uint64]) -> Verdicts:
         """Score packed transactions, shape (n, RECORD_WORDS), and make them part of the past."""

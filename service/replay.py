@@ -59,7 +59,7 @@ class Summary(NamedTuple):
         return f"scored {self.n_scored:,} transactions: {', '.join(parts)}; {rate:,.0f} tx/s"
 
 
-STATE_TOPIC = "replay"
+STATE_STREAM = snapshot.Stream(cluster="", topic="replay", n_partitions=1)
 """Stands in a saved state where the service's states name their topic: neither takes the other's for its own."""
 
 
@@ -91,9 +91,8 @@ def command(
         )
     spent_s = time.perf_counter() - started_s
     if save_state is not None:
-        snapshot.save(
-            save_state, pipeline.accounts, topic=STATE_TOPIC, offsets={}, unsettled=[], breaker=pipeline.breaker
-        )
+        header = snapshot.header_of(STATE_STREAM, offsets={}, unsettled=[])
+        snapshot.save(snapshot.next_path(save_state), header, pipeline.parts())
     sys.stderr.write(summary.text(spent_s) + "\n")
 
 
@@ -111,7 +110,7 @@ def prepare(settings: Settings, scorer: Scorer, state: Path | None) -> tuple[Pip
     lists = screening.read(settings.screening_lists) if settings.screening_lists else None
     accounts = Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists)
     breaker = Breaker(share=settings.breaker_share, window=settings.breaker_window)
-    if state is not None and snapshot.load(state, accounts, topic=STATE_TOPIC, breaker=breaker) is None:
+    if state is not None and snapshot.load(state, STATE_STREAM, [accounts, breaker]) is None:
         raise InputError(f"{state}: no saved state")
     decoder = Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max)
     pipeline = Pipeline(

@@ -18,21 +18,25 @@ from features.accounts import Accounts
 from features.errors import BrokerError, FencedError, OutageError
 from features.screening import Screening
 from models.drift import Drift
+from models.progress import progress
 from models.scorer import Scorer
-from service import check, drift, kafka, metrics, shadow, snapshot, trust
+from service import check, drift, kafka, metrics, shadow, trust
 from service.breaker import Breaker
+from service.capture import Snapshots
 from service.codec import Decoder
 from service.kafka import Client
 from service.loop import RETRY_SECONDS, Loop, Patience
 from service.metrics import Metrics
 from service.pipeline import Candidate, Judge, Pipeline
 from service.policy import policy
+from service.recovery import Recovery
 from service.reload import Follower, Watcher
 from service.settings import Settings
 from service.shadow import Shadow
 
-STANDBY_SECONDS = 0.5
-"""How often a standby looks whether the group is free."""
+STANDBY_SECONDS = 0.2
+"""How often a standby looks whether the group is free. It serves 10 s after the active replica's death: at most 6 s of
+session, this, 3 s of Kafka's delay for the first member of a group, and what is left for the replay."""
 
 JOIN_SECONDS = 0.1
 """Slice of waiting for partitions, between two looks at the stop."""
@@ -91,7 +95,8 @@ class Service:
         self._patience = Patience(outage_s=settings.broker_retry_seconds, drain_s=settings.drain_seconds)
         self._loop: Loop | None = None
         self._watcher: Watcher | None = None
-        self._saved_at: int | None = None
+        self._snapshots: Snapshots | None = None
+        self._recovery: Recovery | None = None
         self.metrics = Metrics()
         self.metrics_port = 0
         """Where the metrics page is served, once `ready` is set."""
@@ -106,6 +111,8 @@ class Service:
         """Ask for the end; safe in a signal handler."""
         self._stop.set()
         self._patience.stop()
+        if self._recovery is not None:
+            self._recovery.stop.set()
         if self._loop is not None:
             self._loop.stop()
 
@@ -120,10 +127,13 @@ class Service:
         with ExitStack() as stack:
             built = self._build(stack)
             pipeline = built.pipeline
-            client = self._take_place(stack)
-            if client is None:
+            with progress() as tell:
+                recovery = self._recovery = Recovery(self._settings, pipeline, self.metrics, tell=tell)
+                client = self._take_place(stack, recovery)
+                self._loop = None if client is None else self._restore(client, pipeline, recovery, built.shadow)
+            if self._loop is None or self._snapshots is None:
                 return
-            self._loop = self._restore(client, pipeline, built.shadow)
+            stack.callback(self._snapshots.close)
             self._loop.watch_drift(built.drift)
             self._serve_metrics(stack, pipeline)
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
@@ -131,7 +141,7 @@ class Service:
                 self._loop.stop()
             self._follow(stack, pipeline, self._loop)
             self.ready.set()
-            self._serve(self._loop, pipeline)
+            self._serve(self._loop, self._snapshots)
 
     def _build(self, stack: ExitStack) -> _Built:
         """Make what needs no Kafka, so that a wrong model is known at once.
@@ -169,7 +179,7 @@ class Service:
         judge = Judge.of(scorer, policy(scorer.thresholds, lists))
         return Candidate(judge, is_written=settings.candidate_topic is not None)
 
-    def _take_place(self, stack: ExitStack) -> Client | None:
+    def _take_place(self, stack: ExitStack, recovery: Recovery) -> Client | None:
         """Return a client that holds every partition, or None when stopped before."""
         client: Client | None = None
         closing = stack.enter_context(ExitStack())
@@ -182,7 +192,11 @@ class Service:
                 n_members = client.n_members()
                 if n_members == 0:
                     self.is_standby = False
+                    self.metrics.standby.set(0)
                     self._join(client)
+                elif not self._is_fresh:
+                    # What is loaded need not be loaded when the place is free.
+                    recovery.warm(recovery.stream(client))
                 self._patience.succeeded()
             except OutageError as error:
                 self._patience.failed(error)
@@ -196,6 +210,7 @@ class Service:
                 return None if self._stop.is_set() else client
             if not self.is_standby:
                 log.warning("standby group=%s members=%d", self._settings.group_id, n_members)
+                self.metrics.standby.set(1)
             self.is_standby = True
             self._stop.wait(STANDBY_SECONDS)
         return None
@@ -213,37 +228,29 @@ class Service:
                     f"{self._settings.transactions_topic!r} within {JOIN_SECONDS_MAX:g} s"
                 )
 
-    def _restore(self, client: Client, pipeline: Pipeline, shadowed: Shadow | None) -> Loop:
-        """Make the loop that continues where the saved past ends."""
+    def _restore(self, client: Client, pipeline: Pipeline, recovery: Recovery, shadowed: Shadow | None) -> Loop | None:
+        """Make the loop that continues where the committed past ends, or None when stopped before."""
         settings = self._settings
-        started_s = time.perf_counter()
-        committed = client.committed()
-        self._saved_at = snapshot.saved_at(settings.state_dir)
-        header = None
-        if not self._is_fresh:
-            header = snapshot.load(
-                settings.state_dir,
-                pipeline.accounts,
-                topic=settings.transactions_topic,
-                breaker=pipeline.breaker,
-            )
-        if header is None:
-            if committed:
-                log.warning("empty past at offsets=%s: history before them is unknown to every score", committed)
-            return Loop(client, pipeline, self.metrics, settings, offsets=committed, shadow=shadowed)
-        unsettled = snapshot.settle(header, committed)
-        if unsettled:
-            log.warning("unsettled batches from the last run are committed first: %d", len(unsettled))
-            client.seek(header.offsets)
-        self.metrics.restore_seconds.set(time.perf_counter() - started_s)
+        stream = recovery.stream(client)
+        restored = recovery.restore(client, stream, is_fresh=self._is_fresh)
+        if restored is None:
+            return None
+        if restored.unsettled:
+            log.warning("unsettled batches from the last run are committed first: %d", len(restored.unsettled))
+        if restored.saved_at_s is not None:
+            self.metrics.set_snapshot(restored.saved_at_s)
+        self._snapshots = Snapshots(
+            settings.state_dir, pipeline.parts(), stream, self.metrics, every_s=settings.snapshot_seconds
+        )
         return Loop(
             client,
             pipeline,
             self.metrics,
             settings,
-            offsets=header.offsets,
-            unsettled=unsettled,
+            offsets=restored.offsets,
+            unsettled=restored.unsettled,
             shadow=shadowed,
+            snapshots=self._snapshots,
         )
 
     def _follow(self, stack: ExitStack, pipeline: Pipeline, loop: Loop) -> None:
@@ -271,37 +278,30 @@ class Service:
         stack.callback(endpoint.close)
         self.metrics_port = endpoint.port
 
-    def _serve(self, loop: Loop, pipeline: Pipeline) -> None:
+    def _serve(self, loop: Loop, snapshots: Snapshots) -> None:
         """Run the loop, and save the past with what could not be committed of it."""
         try:
             loop.run()
-        except BrokerError as error:
-            # Another replica may have gone on from here and saved its past: that one is newer and stays.
-            if isinstance(error, FencedError) and snapshot.saved_at(self._settings.state_dir) != self._saved_at:
-                log.error("state not saved: another process saved its own")
-            else:
-                self._save(loop, pipeline)
+        except FencedError:
+            # Another replica goes on from the committed offsets; this past may hold what it is going to score itself.
+            log.error("state not saved: our place is another process's")
             raise
-        self._save(loop, pipeline)
+        except BrokerError:
+            _save(loop, snapshots)
+            raise
+        _save(loop, snapshots)
 
-    def _save(self, loop: Loop, pipeline: Pipeline) -> None:
-        started_s, accounts = time.perf_counter(), pipeline.accounts
-        path = snapshot.save(
-            self._settings.state_dir,
-            accounts,
-            topic=self._settings.transactions_topic,
-            offsets=loop.offsets,
-            unsettled=loop.unsettled,
-            breaker=pipeline.breaker,
-        )
-        log.info(
-            "state saved path=%s offsets=%s unsettled=%d accounts=%d in_s=%.2f",
-            path,
-            loop.offsets,
-            len(loop.unsettled),
-            accounts.n_accounts,
-            time.perf_counter() - started_s,
-        )
+
+def _save(loop: Loop, snapshots: Snapshots) -> None:
+    started_s = time.perf_counter()
+    path = snapshots.save(loop.offsets, loop.unsettled)
+    log.info(
+        "state saved path=%s offsets=%s unsettled=%d in_s=%.2f",
+        path,
+        loop.offsets,
+        len(loop.unsettled),
+        time.perf_counter() - started_s,
+    )
 
 
 def _calm_garbage_collector(n_young_max: int) -> None:

@@ -134,7 +134,18 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
     pairs_max: Annotated[int, Meta(ge=4, le=200_000_000, description="Sender and recipient pairs kept in memory.")] = (
         2_000_000
     )
-    state_dir: Annotated[Path, Meta(description="Folder of the saved account state.")] = Path("state")
+    state_dir: Annotated[Path, Meta(description="Folder of the snapshots of the account state.")] = Path("state")
+    snapshot_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="How often to save the account state; 0 saves it at a clean stop only."),
+    ] = 60.0
+    missing_history: Annotated[
+        Literal["refuse", "accept"],
+        Meta(
+            description="What to do at start where the topic no longer holds messages that the account state or the "
+            "scores lack: refuse to start, or accept to go on without them."
+        ),
+    ] = "refuse"
     registry_dir: Annotated[
         str,
         Meta(
@@ -204,6 +215,15 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
     metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="Port of the metrics page; 0 takes any free one.")
     ] = 9464
+    session_seconds: Annotated[
+        float,
+        Meta(
+            ge=6,
+            le=300,
+            description="How long the broker waits for a silent replica before a standby may take over; a broker "
+            "allows at least group.min.session.timeout.ms.",
+        ),
+    ] = 6.0
     drain_seconds: Annotated[
         float, Meta(ge=0, le=600, description="Longest that a stop may spend on finishing the batch at hand.")
     ] = 8.0

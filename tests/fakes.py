@@ -28,6 +28,8 @@ class FakeKafka:
         self.polls: list[tuple[int, float, int]] = []
         """Of each poll: the limit, the wait allowed, and how many messages it returned."""
         self.n_found_max = 1_000_000
+        self.first = 0
+        """The first offset that the topic still holds."""
         self.n_aborted = 0
         self.n_commits_hanging = 0
         self.on_empty: Callable[[], None] = lambda: None
@@ -45,6 +47,15 @@ class FakeKafka:
 
     def create_topic(self, topic: Topic, *, replication_factor: int, configuration: dict[str, str]) -> None:
         raise AssertionError("no test of the loop creates a topic")
+
+    def cluster_id(self) -> str:
+        return "fake"
+
+    def spans(self) -> dict[int, tuple[int, int]]:
+        return {0: (self.first, len(self.messages))}
+
+    def positions(self) -> dict[int, int]:
+        return {0: self._position}
 
     def n_members(self) -> int:
         return 0

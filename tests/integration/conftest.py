@@ -1,7 +1,10 @@
 """One Apache Kafka for all tests here, topics of its own for each, and what they read and write with."""
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,8 +86,8 @@ class World:
         """Return the topics of this test that exist."""
         return {name for name in self.admin.list_topics().topics if name.startswith(self.settings.group_id)}
 
-    def publish(self, values: Sequence[bytes | None], *, is_aborted: bool | None = None) -> None:
-        """Write messages: plainly, or in a transaction that is committed or aborted."""
+    def publish(self, values: Sequence[bytes | None], *, is_aborted: bool | None = None, partitions: int = 1) -> None:
+        """Write messages in turn to partitions: plainly, or in a transaction that is committed or aborted."""
         settings: dict[str, object] = {"bootstrap.servers": self.settings.bootstrap_servers}
         if is_aborted is not None:
             settings["transactional.id"] = f"{self.settings.group_id}.ingester"
@@ -93,7 +96,7 @@ class World:
             producer.init_transactions()
             producer.begin_transaction()
         for i, value in enumerate(values):
-            producer.produce(self.settings.transactions_topic, value, f"key {i}".encode(), partition=0)
+            producer.produce(self.settings.transactions_topic, value, f"key {i}".encode(), partition=i % partitions)
         producer.flush()
         if is_aborted is not None:
             producer.abort_transaction() if is_aborted else producer.commit_transaction()
@@ -188,6 +191,22 @@ class Running:
         """Wait for its end."""
         self._thread.join(LIMIT_S)
         assert self.is_over, "the service did not end"
+
+
+def serve_apart(settings: Settings) -> "subprocess.Popen[str]":
+    """Start `falconet serve` as a process of its own."""
+    changed = {name: value for name, value in settings.effective().items() if value not in (None, [])}
+    environment = {f"FALCONET_{name.upper()}": _text(value) for name, value in changed.items()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve"],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,9 +1,6 @@
 """The service on Apache Kafka, with each client library: what readers of committed records see."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,10 +8,10 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from features.errors import BrokerError, FencedError, OutageError, StateError
+from features.errors import BrokerError, FencedError, OutageError
 from service import simulator, snapshot
 from tests import servers
-from tests.integration.conftest import LIMIT_S, Running, World, until
+from tests.integration.conftest import LIMIT_S, Running, World, serve_apart, until
 
 VALUES = simulator.messages(11, 400)
 
@@ -94,22 +91,6 @@ def test_restart_continues_with_the_same_past(world: World, broker: str, tmp_pat
         found = world.scores(len(VALUES))
 
     assert found == expected
-
-
-def test_state_that_is_behind_the_group_is_refused(world: World) -> None:
-    """A past that ends elsewhere than the group is no past: the error names both and the way out."""
-    world.create(world.settings.transactions_topic)
-    world.publish(VALUES[:10])
-    with world.serving():
-        world.scores(10)
-    old = (world.settings.state_dir / snapshot.STATE_FILE).read_bytes()
-    world.publish(VALUES[10:20])
-    with world.serving():
-        world.scores(20)
-    (world.settings.state_dir / snapshot.STATE_FILE).write_bytes(old)
-
-    with pytest.raises(StateError, match=r"ends at offsets 0:10 .* committed 0:2\d.*--fresh-state"), world.serving():
-        pass
 
 
 def test_missing_topics_are_created_with_the_settings(world: World) -> None:
@@ -223,14 +204,7 @@ def test_sigterm_drains_and_ends_with_0(world: World) -> None:
     """`falconet serve` on SIGTERM commits what it has, saves the state and exits with 0 within the drain."""
     world.create(world.settings.transactions_topic)
     world.publish(VALUES[:150])
-    changed = {name: value for name, value in world.settings.effective().items() if value not in (None, [])}
-    environment = {f"FALCONET_{name.upper()}": _text(value) for name, value in changed.items()}
-    process = subprocess.Popen(
-        [Path(sys.executable).parent / "falconet", "serve"],
-        env=os.environ | environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = serve_apart(world.settings)
     try:
         world.scores(150)
         started_s = time.monotonic()
@@ -245,8 +219,4 @@ def test_sigterm_drains_and_ends_with_0(world: World) -> None:
     assert took_s < world.settings.drain_seconds
     assert "state saved" in log
     assert world.committed() >= 150
-    assert (world.settings.state_dir / snapshot.STATE_FILE).exists()
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    assert len(snapshot.files(world.settings.state_dir)) == 1

@@ -83,10 +83,12 @@ def test_saved_state_holds_the_breaker(tmp_path: Path) -> None:
     accounts = Accounts(accounts_max=64, pairs_max=64)
     tripped, restarted, fresh = (Breaker(share=0.3, window=10) for _ in range(3))
     tripped.hold(np.full(5, BLOCK, dtype=np.int8))
-    snapshot.save(tmp_path, accounts, topic="t", offsets={}, unsettled=[], breaker=tripped)
-    snapshot.load(tmp_path, accounts, topic="t", breaker=restarted)
-    snapshot.save(tmp_path, accounts, topic="t", offsets={}, unsettled=[])
-    snapshot.load(tmp_path, accounts, topic="t", breaker=fresh)
+    stream = snapshot.Stream(cluster="c", topic="t", n_partitions=1)
+    header = snapshot.header_of(stream, offsets={}, unsettled=[])
+    snapshot.save(snapshot.next_path(tmp_path), header, [accounts, tripped])
+    snapshot.load(tmp_path, stream, [accounts, restarted])
+    snapshot.save(snapshot.next_path(tmp_path), header, [accounts])
+    snapshot.load(tmp_path, stream, [accounts, fresh])
 
     assert restarted.is_open
     assert restarted.arrays()["breaker"].tolist() == tripped.arrays()["breaker"].tolist()
