@@ -12,13 +12,14 @@ WARM := $(VENV)/warm
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?=
 # The labelled transactions, where they lie beside the checkout.
 ifneq ($(wildcard ../shared/data/ethereum),)
 export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
 
-.PHONY: help demo test lint bench bench-models docs dashboards lock wheel tools clean
+.PHONY: help demo test lint bench bench-models docs dashboards lock wheel tools clean fuzz
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -28,6 +29,10 @@ demo: $(WARM) ## See simulated traffic with fraud go through Kafka, features and
 
 test: $(WARM) tools ## Run all tests, on Apache Kafka where a broker is meant.
 	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+fuzz: $(WARM) ## Run 2 million spoilt messages through codec and pipeline, half of them guided by coverage.
+	@$(BIN)/python -c 'import atheris' 2> /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/fuzz/requirements.lock
+	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 lint: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/ruff format --check .

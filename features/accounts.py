@@ -188,6 +188,14 @@ class Accounts:
         n_indexed, n_counted = np.count_nonzero(arrays["slots"]), int(arrays["meta"][table.N_ACCOUNTS])
         if not len(accounts) == n_indexed == n_counted:
             raise StateError(f"saved state has {len(accounts)} accounts, {n_indexed} indexed and {n_counted} counted")
+        meta = arrays["meta"]
+        limits = {table.HAND: len(own.f32), table.HORIZON: TIMESTAMP_MAX, table.SINCE: TIMESTAMP_MAX}
+        limits |= {table.N_PAIRS: len(own.pairs_u64), table.STARTED: 1}
+        if int(meta.min()) < 0 or any(int(meta[place]) > most for place, most in limits.items()):
+            raise StateError(f"saved counters are {meta.tolist()}, some beyond this table's limits")
+        keys = np.ascontiguousarray(accounts).view(np.uint64)
+        if not table.is_indexed(own._replace(u64=keys, slots=np.ascontiguousarray(arrays["slots"])), len(accounts)):
+            raise StateError("the saved index does not lead to the saved accounts")
         # Slots behind the accounts are zeroed when they are given out; touching them here would make them resident.
         own.f32[: len(accounts)] = accounts
         own.slots[:] = arrays["slots"]

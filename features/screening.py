@@ -1,8 +1,11 @@
 """Sanction and entity lists: who stood on which list from when on, as the arrays the kernel looks up."""
 
 import csv
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from msgspec import Struct
@@ -14,6 +17,12 @@ from features.transaction import TIMESTAMP_MAX
 
 LISTS_MAX = 16
 """Lists have one bit each in the halves of a 32-bit hit."""
+
+FILE_BYTES_MAX = 1 << 28
+"""256 MiB of a list: 4 million lines; OFAC's digital currency addresses are under a thousand."""
+
+NAME_MAX = 64
+"""Characters of a list's name, which stands in every score that hits it."""
 
 FLAGGED = frozenset({"sanctioned", "scam", "phishing", "stolen", "mixer"})
 """Lists whose addresses count as flagged: receipts from them are an account's exposure."""
@@ -75,7 +84,7 @@ def build(entries: Iterable[tuple[str, str, int]]) -> Screening:
 
 def _rows(path: Path) -> Iterable[tuple[str, str, int]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with _opened(path) as file:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
@@ -86,6 +95,18 @@ def _rows(path: Path) -> Iterable[tuple[str, str, int]]:
         raise ScreeningError(f"{path}: cannot be read: {error}") from error
 
 
+def _opened(path: Path) -> TextIO:
+    """Open a plain file of bearable size; without waiting, should it be a pipe."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), newline="", encoding="utf-8")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= FILE_BYTES_MAX:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise ScreeningError(f"{path}: cannot be read: is no plain file")
+    raise ScreeningError(f"{path}: {status.st_size} bytes, over the limit of {FILE_BYTES_MAX}")
+
+
 def _entry(row: dict[str, str], place: str) -> tuple[str, str, int]:
     address, name, since = row["address"] or "", row["list"] or "", row["known_from"] or "0"
     address = address.strip().lower()
@@ -93,6 +114,8 @@ def _entry(row: dict[str, str], place: str) -> tuple[str, str, int]:
         raise ScreeningError(f"{place}: address is {address[:80]!r}, not 0x and 40 hex digits")
     if not name.strip():
         raise ScreeningError(f"{place}: the list has no name")
+    if len(name) > NAME_MAX or not name.isprintable():
+        raise ScreeningError(f"{place}: the list's name is {name[:80]!r}, not {NAME_MAX} printable characters at most")
     if not since.isascii() or not since.isdigit() or len(since) > 10 or int(since) > TIMESTAMP_MAX:
         raise ScreeningError(f"{place}: known_from is {since[:80]!r}, not Unix seconds up to {TIMESTAMP_MAX}")
     return address, name.strip(), int(since)

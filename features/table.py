@@ -120,6 +120,26 @@ def find(table, a, b, c, h):
 
 
 @compiled
+def is_indexed(table, n):
+    """Return whether the index leads to each of the first n accounts and to nothing else.
+
+    What follows the index checks no bounds, and looks for an account until it is found: an index from a file that did
+    not hold this could send it into foreign memory or round and round.
+    """
+    for position in range(table.slots.size):
+        entry = table.slots[position]
+        place = np.int64(entry & np.uint64(0xFFFFFFFF))
+        if entry != 0 and (place < 1 or place > n):
+            return False
+    for slot in range(n):
+        key = table.u64[slot]
+        c = key[2] & np.uint64(0xFFFFFFFF)
+        if find(table, key[0], key[1], c, hash_key(key[0], key[1], c)) != slot:
+            return False
+    return True
+
+
+@compiled
 def unlink(table, slot):
     """Remove a slot from the index, closing the gap so that probes need no tombstones."""
     mask = np.uint64(table.slots.size - 1)

@@ -10,6 +10,7 @@ thresholds are one function.
 """
 
 import hashlib
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,9 +195,12 @@ def read(path: Path) -> Artifact:
         ArtifactError: The file is missing, truncated, oversized, foreign, damaged, or holds impossible trees.
     """
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > FILE_BYTES_MAX:
-            raise ArtifactError(f"{path}: {n_bytes} bytes, over the limit of {FILE_BYTES_MAX}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe that nobody writes to would keep its reader for ever.
+            raise ArtifactError(f"{path}: cannot be read: is no plain file")
+        if status.st_size > FILE_BYTES_MAX:
+            raise ArtifactError(f"{path}: {status.st_size} bytes, over the limit of {FILE_BYTES_MAX}")
         content = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error

@@ -335,7 +335,8 @@ def champion_id(root: Path) -> str | None:
     """
     place = root / CHAMPION_FILE
     try:
-        name = place.read_bytes()[: 2 * ID_MAX].decode().strip()
+        with _opened(place) as file:
+            name = str(file.read(2 * ID_MAX), "utf-8").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ import difflib
 import math
 import os
 import re
+import stat
 import tomllib
 import types
 from collections.abc import Mapping
@@ -36,7 +37,10 @@ BREAKER_SHARE = 0.5
 BREAKER_WINDOW = 1000
 """At most so many times the share are blocked before the breaker opens: half a second at 1,000 a second."""
 
-SECRET_CHARACTERS_MAX = 4096
+FILE_BYTES_MAX = 65_536
+"""A file that names every setting has 6 KB."""
+
+SECRET_BYTES_MAX = 4096
 SECRET = {"secret": True}
 _MASK = "***"
 
@@ -341,23 +345,36 @@ def _check_login(settings: Settings) -> None:
 
 def _read_toml(path: Path, place: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = _read_plain(path, FILE_BYTES_MAX + 1)
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the settings file {place}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    if len(content) > FILE_BYTES_MAX:
+        raise UsageError(f"the settings file {place} has more than {FILE_BYTES_MAX} bytes")
+    try:
+        return tomllib.loads(text)
+    # A number of thousands of digits is a plain ValueError; brackets without end are a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the settings file {place} is not TOML: {error}") from error
+
+
+def _read_plain(path: Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a plain file; of a pipe, which might never bring any, an OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no plain file")
+        return file.read(n_bytes)
 
 
 def _read_secret(name: str, path: str) -> str:
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            text = file.read(SECRET_CHARACTERS_MAX + 1)
+        text = _read_plain(Path(path), SECRET_BYTES_MAX + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
         # The decoder's own message would quote a byte of the secret.
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise UsageError(f"cannot read {name} {path}: {reason}") from None
-    if len(text) > SECRET_CHARACTERS_MAX:
-        raise UsageError(f"{name} {path} holds more than {SECRET_CHARACTERS_MAX} characters: it is no password")
+    if len(text.encode()) > SECRET_BYTES_MAX:
+        raise UsageError(f"{name} {path} holds more than {SECRET_BYTES_MAX} bytes: it is no password")
     # Editors and `echo` end a file with a newline that is no part of the password; more of them may be.
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret:

@@ -227,7 +227,7 @@ def test_secret_file_that_is_no_password_is_refused_without_its_content(tmp_path
     binary.write_bytes(b"hunter2\xff")
     long.write_text("hunter2" * 1_000, encoding="utf-8")
 
-    for path, said in ((binary, "it is not UTF-8"), (long, "more than 4096 characters")):
+    for path, said in ((binary, "it is not UTF-8"), (long, "more than 4096 bytes")):
         message = refusal(overrides={**LOGIN, "sasl_password_file": path})
         assert said in message
         assert "hunter2" not in message
