@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from deploy.grafana import boards
-from deploy.prometheus.alerts import ALERTS, Alert
+from deploy.prometheus.alerts import ALERTS
+from deploy.prometheus.conditions import Alert
 from deploy.prometheus.configuration import configuration
 from deploy.prometheus.objectives import records
 from deploy.prometheus.proofs import proofs

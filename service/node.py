@@ -178,6 +178,8 @@ class Node:
         self._metrics = metrics
         self._stop = stop
         self.endpoints = [Endpoint(url, label, metrics) for url, label in zip(urls, labels(urls), strict=True)]
+        for endpoint in self.endpoints:
+            metrics.know(endpoint.label)
         self._current = 0
         self._highest = -1
         self._risen_s = time.monotonic()

@@ -31,6 +31,9 @@ STYLES = ("-", "--", ":")
 SHARED = "5s"
 """What `$__rate_interval` stands for: readings come once a second."""
 
+LEGEND_MAX = 9
+"""Three lines: more would run into the panel below."""
+
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "falconet",
     "svg.fonttype": "none",
@@ -173,7 +176,9 @@ def _lines(figure: Figure, box: tuple[float, ...], panel: dict[str, Any], found:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value, unit)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} s"))
     axes.set_title(panel["title"])
-    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.10), ncols=3, frameon=False, handlelength=1.5)
+    lines, names = axes.get_legend_handles_labels()
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.10), "ncols": 3}
+    axes.legend(lines[:LEGEND_MAX], names[:LEGEND_MAX], frameon=False, handlelength=1.5, **place)
 
 
 def _on(answer: Answer, at_s: np.ndarray) -> np.ndarray:

@@ -5,10 +5,13 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -30,10 +33,12 @@ from service.settings import PREFIX, Settings
 from tests import registries, servers
 
 CHAIN = "simulated"
+CHAIN_ID = 31337
 SEED = 5
-LIMIT_S = 60.0
-RATE = 1_500
-"""Messages a second: half of what one core shared with the broker, Prometheus and the tests was seen to do."""
+LIMIT_S = 120.0
+"""Each step takes a second or two alone on two cores, and forty times that was seen among six other loads."""
+RATE = 1_000
+"""Messages a second: a third of what one core shared with the broker, Prometheus and the tests was seen to do."""
 
 DAMAGED_EVERY = 300
 VARIABLES = {"instance": ".*", "chain": ".*", "__rate_interval": "5s", "datasource": "prometheus"}
@@ -125,15 +130,16 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
         library: The service's Kafka client.
 
     Raises:
-        MissingServerError: No Prometheus.
+        MissingServerError: No Prometheus, or no anvil.
     """
     servers.binary("prometheus")
-    [port] = servers.free_ports(1)
+    port, ingest_port = servers.free_ports(2)
     settings = _settings(address, folder, port, library)
     _create(address, settings)
     environment = _environment(settings)
     config = configuration(
         targets=[f"127.0.0.1:{port}"],
+        ingesters=[f"127.0.0.1:{ingest_port}"],
         chain=CHAIN,
         scrape_seconds=1,
         alertmanagers=(),
@@ -144,6 +150,8 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
         watched = Watched(url, settings)
         service = Service(environment, folder)
         stack.callback(service.kill)
+        node = stack.enter_context(servers.Anvil("--block-time", "1", chain_id=CHAIN_ID))
+        stack.enter_context(_ingesting(settings, node, ingest_port, folder))
         traffic = Traffic(settings)
         stack.callback(traffic.stop)
         traffic.start()
@@ -158,13 +166,47 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
         until(lambda: counted(watched, 'falconet_model_reloads_total{outcome="refused"}') > 0, service.check)
         champion.write_text(f"{_shipped()}\n")
         until(lambda: counted(watched, 'falconet_model_reloads_total{outcome="loaded"}') > 0, service.check)
+        until(lambda: counted(watched, "falconet_ingest_block") > 3, service.check)
+        node.ask("anvil_reorg", 2, [])
         enough_at_s = time.monotonic() + seconds
         until(lambda: time.monotonic() > enough_at_s, service.check, limit_s=seconds + 1.0)
         until(lambda: counted(watched, 'count(falconet_drift_psi{feature="score"} >= 0)') > 0, service.check)
+        until(lambda: counted(watched, "falconet_reorg_depth_blocks_count") > 0, service.check)
         watched.ended_s = time.time()
         yield watched
         traffic.stop()
         service.stop(20.0)
+
+
+@contextlib.contextmanager
+def _ingesting(settings: Settings, node: servers.Anvil, port: int, folder: Path) -> Iterator[None]:
+    """Run `falconet ingest` of a node as a process, onto a topic that nobody scores."""
+    changed = {
+        "bootstrap_servers": settings.bootstrap_servers,
+        "transactions_topic": "watched.chain",
+        "checkpoint_topic": "watched.checkpoint",
+        "rpc_urls": f"{node.url},{node.ws_url}",
+        "chain_id": CHAIN_ID,
+        "start_block": 0,
+        "metrics_port": port,
+    }
+    accounts = node.ask("eth_accounts")
+    for sender, recipient in itertools.pairwise(accounts):
+        node.ask("eth_sendTransaction", {"from": sender, "to": recipient, "value": "0x1", "gas": "0x5208"})
+    with (folder / "ingest.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from service.cli import main; main()", "ingest"],
+            env=os.environ | {PREFIX + name.upper(): str(value) for name, value in changed.items()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Traffic(threading.Thread):

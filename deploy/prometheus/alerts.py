@@ -1,70 +1,12 @@
-"""Every alert as code, with the series that prove that it fires and resolves.
+"""Every alert as code, with the series that prove that it fires and resolves."""
 
-An alert's condition is made of vectors and comparisons, so that a test can ask Prometheus for the vectors while nothing
-is wrong: a comparison of nothing never fires.
-"""
-
-from typing import NamedTuple
-
+from deploy.prometheus import ingestion
+from deploy.prometheus.conditions import PLACE, Alert, Condition, Proof
 from deploy.prometheus.objectives import ALERT_SHARE, BURNS, BY, LAG_SECONDS, OBJECTIVES, Objective, errors
 
 BY_PARTITION = "by (job, chain, partition)"
-RUNBOOKS = "docs/runbooks"
 
 
-class Condition(NamedTuple):
-    """A vector and what it must be."""
-
-    vector: str
-    comparison: str
-
-    def __str__(self) -> str:
-        return f"{self.vector} {self.comparison}"
-
-
-class Proof(NamedTuple):
-    """A drawn history in which the alert fires and resolves, in promtool's notation."""
-
-    series: dict[str, str]
-    fires: str
-    """When it must fire."""
-    resolves: str
-    """When it must be over."""
-    labels: dict[str, str]
-    """Of the firing alert, without its severity."""
-    shown: tuple[str, ...] = ()
-    """The value as the summary tells it, for each rule that fires; none where it does not tell it."""
-    interval: str = "1m"
-    severities: tuple[str, ...] = ()
-    """Which of the rules of the same name fire; none means the alert's own."""
-
-
-class Alert(NamedTuple):
-    """One alerting rule."""
-
-    name: str
-    severity: str
-    """`page` wakes somebody, `ticket` waits for the morning."""
-    summary: str
-    any_of: tuple[tuple[Condition, ...], ...]
-    """Holds where all conditions of one of them hold."""
-    lasting: str
-    """How long it must hold."""
-    proof: Proof
-
-    @property
-    def expr(self) -> str:
-        """The whole condition in PromQL."""
-        parts = ["\nand ".join(map(str, every)) for every in self.any_of]
-        return parts[0] if len(parts) == 1 else "\nor ".join(f"(\n{part}\n)" for part in parts)
-
-    @property
-    def runbook(self) -> str:
-        """The page that says what to do."""
-        return f"{RUNBOOKS}/{self.name}.md"
-
-
-PLACE = {"job": "falconet", "chain": "ethereum"}
 _AT = 'job="falconet",chain="ethereum",instance="a:9464"'
 
 
@@ -162,7 +104,7 @@ ALERTS = (
         "FalconetRestarting",
         "page",
         "{{ $labels.instance }} started {{ $value | humanize }} times in half an hour.",
-        ((Condition('changes(process_start_time_seconds{job="falconet"}[30m])', "> 3"),),),
+        ((Condition('changes(process_start_time_seconds{job=~"falconet.*"}[30m])', "> 3"),),),
         "0m",
         Proof(
             {f"process_start_time_seconds{{{_AT}}}": "100x5 200x2 300x2 400x2 500x2 600x60"},
@@ -384,4 +326,5 @@ ALERTS = (
             PLACE | {"instance": "a:9464", "outcome": "refused"},
         ),
     ),
+    *ingestion.ALERTS,
 )

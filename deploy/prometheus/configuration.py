@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from deploy.prometheus import ingestion
+
 JOB = "falconet"
 
 SCRAPE_SECONDS = 15
@@ -12,6 +14,7 @@ SCRAPE_SECONDS = 15
 def configuration(
     *,
     targets: Sequence[str] = ("falconet:9464",),
+    ingesters: Sequence[str] = (),
     chain: str = "ethereum",
     scrape_seconds: int = SCRAPE_SECONDS,
     alertmanagers: Sequence[str] = ("alertmanager:9093",),
@@ -21,6 +24,7 @@ def configuration(
 
     Args:
         targets: Metrics pages of the replicas; one that waits as a standby answers only when it serves.
+        ingesters: Metrics pages of the processes that read a chain from its nodes, where there are any.
         chain: Told by every series, for one service stands for one chain.
         scrape_seconds: Between two readings, and between two looks at the rules.
         alertmanagers: Where alerts go; none keeps them in Prometheus.
@@ -31,7 +35,9 @@ def configuration(
         "global": {"scrape_interval": pace, "evaluation_interval": pace},
         "rule_files": [rules],
         "scrape_configs": [
-            {"job_name": JOB, "static_configs": [{"targets": list(targets), "labels": {"chain": chain}}]}
+            {"job_name": job, "static_configs": [{"targets": list(pages), "labels": {"chain": chain}}]}
+            for job, pages in ((JOB, targets), (ingestion.JOB, ingesters))
+            if pages
         ],
     }
     if alertmanagers:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from deploy.prometheus.alerts import ALERTS, Alert
+from deploy.prometheus.alerts import ALERTS
+from deploy.prometheus.conditions import Alert
 
 RULES = ("../rules/recording.yml", "../rules/alerts.yml")
 GRAFANA = "https://grafana.example"

@@ -27,6 +27,9 @@ CONDITIONS = [
 ]
 QUERIES = [*watching.queries(), *RULES, *CONDITIONS]
 
+pytestmark = pytest.mark.timeout(400)
+"""Half a minute alone on two cores; the first test's time holds the whole run."""
+
 
 @pytest.fixture(scope="module")
 def watched(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
@@ -90,3 +93,4 @@ def test_variables_offer_the_replica_and_its_chain(watched: Watched) -> None:
     """What the dashboards' variables ask for has values."""
     assert watched.get("label/chain/values", **{"match[]": "falconet_transactions_total"}) == [watching.CHAIN]
     assert len(watched.get("label/instance/values", **{"match[]": "falconet_transactions_total"})) == 1
+    assert len(watched.get("label/instance/values", **{"match[]": "falconet_ingest_blocks_total"})) == 1

@@ -14,7 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from deploy import generate
 from deploy.grafana import boards
 from deploy.prometheus import objectives
-from deploy.prometheus.alerts import ALERTS, RUNBOOKS
+from deploy.prometheus.alerts import ALERTS
+from deploy.prometheus.conditions import RUNBOOKS
+from service import ingest_metrics
+from service.ingest_metrics import IngestMetrics
 from service.metrics import CATALOGUE, PREFIX, Metrics
 from tests import servers, watching
 
@@ -55,15 +58,20 @@ def named(expressions: list[str]) -> set[str]:
 
 
 def exposed() -> set[str]:
-    """Return every name of a sample that the service's page can show."""
+    """Return every name of a sample that the pages of the service and of the ingesting process can show."""
     metrics = Metrics()
     metrics.set_model("student", name="kestrel", version="1", digest="aa", n_bytes=10)
     metrics.set_lag({0: 0})
     metrics.set_offsets({0: 0})
     metrics.set_lists(("sanctioned",))
     metrics.set_drift(lambda: {"score": 0.1})
-    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
-    return {sample.name for family in families for sample in family.samples}
+    ingest = IngestMetrics()
+    ingest.know("node")
+    ingest.rpc_seconds.labels("batch", "node").observe(0.1)
+    pages = [generate_latest(each.registry).decode() for each in (metrics, ingest)]
+    return {
+        sample.name for page in pages for family in text_string_to_metric_families(page) for sample in family.samples
+    }
 
 
 @pytest.mark.parametrize("path", generate.files(), ids=lambda path: path.name)
@@ -81,17 +89,17 @@ def test_no_written_file_is_left_over() -> None:
 
 
 def test_queries_name_only_what_exists() -> None:
-    """Every series that a panel, a rule or an alert reads is on the service's page, recorded, or Prometheus's own."""
+    """Every series that a panel, a rule or an alert reads is on one of our pages, recorded, or Prometheus's own."""
     recorded = {record.name for record in objectives.records()}
 
     assert named(EXPRESSIONS) - exposed() - recorded - {"up", "ALERTS"} == set()
 
 
 def test_every_metric_is_watched() -> None:
-    """Every metric of the catalogue stands in a panel or an alert."""
-    read = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named(EXPRESSIONS)}
+    """Every metric of the catalogues stands in a panel or an alert."""
+    read = {re.sub(r"_(bucket|sum|count)$", "", name).removeprefix(PREFIX) for name in named(EXPRESSIONS)}
 
-    assert {PREFIX + spec.name for spec in CATALOGUE} - read == set()
+    assert {spec.name for spec in (*CATALOGUE, *ingest_metrics.CATALOGUE)} - read == set()
 
 
 @pytest.mark.parametrize(("place", "panel"), DRAWN, ids=[place for place, _ in DRAWN])
@@ -122,12 +130,12 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_every_dashboard_has_its_variables_and_annotations() -> None:
-    """Each can be narrowed to a chain and an instance, and shows promotions and restarts."""
+    """Each can be narrowed to a chain and an instance, and shows promotions, restarts and reorganisations."""
     for name, board in watching.dashboards().items():
         if name == "runbooks":
             continue
         assert [each["name"] for each in board["templating"]["list"]] == ["datasource", "chain", "instance"]
-        assert {each["name"] for each in board["annotations"]["list"]} >= {"Model promoted", "Restarted"}
+        assert {each["name"] for each in board["annotations"]["list"]} >= {"Model promoted", "Restarted", "Reorganised"}
 
 
 def test_links_lead_to_the_runbook_they_name() -> None:
@@ -158,7 +166,7 @@ def test_runbook_says_what_it_means_how_to_confirm_and_what_to_do(name: str) -> 
     assert all(len(body.split()) >= 15 for body in parts[1::2])
     assert all(f"`{severity}`" in title for severity in severities)
     assert named([text]) - exposed() - {record.name for record in objectives.records()} - {"up", "ALERTS"} <= {
-        PREFIX + spec.name for spec in CATALOGUE
+        PREFIX + spec.name for spec in (*CATALOGUE, *ingest_metrics.CATALOGUE)
     }
 
 

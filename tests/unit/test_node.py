@@ -217,3 +217,15 @@ def test_each_node_is_described(stack: ExitStack) -> None:
         ("scripted/v1", 9, 9, True),
         ("scripted/v1", 9, 9, False),
     ]
+
+
+def test_a_nodes_series_begin_at_zero(stack: ExitStack) -> None:
+    """A node that has not failed shows zero failures and retries: a rate sees the first one."""
+    server = stack.enter_context(scripted())
+    metrics = IngestMetrics()
+
+    asking(server, metrics=metrics)
+
+    shown = {sample.name: sample.value for family in metrics.registry.collect() for sample in family.samples}
+    assert shown["falconet_rpc_retries_total"] == 0
+    assert shown["falconet_rpc_errors_total"] == 0
