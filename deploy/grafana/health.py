@@ -6,6 +6,7 @@ from typing import Any
 from grafana_foundation_sdk.models.common import StackingMode
 
 from deploy.grafana.panels import Levels, Query, lines, number
+from deploy.prometheus.alerts import SNAPSHOT_SECONDS_MAX
 from deploy.prometheus.objectives import BUDGET_BURN, LAG_SECONDS, LATENCY_SECONDS_MAX
 
 HERE = 'instance=~"$instance",chain=~"$chain"'
@@ -206,10 +207,39 @@ def _use(runbook: Runbook) -> list[Any]:
         ),
         lines(
             "Start with a saved state",
-            "Time the last start spent on loading the account state; part of an outage.",
+            "Time the last start spent on loading the account state and replaying to the committed offsets; part of an "
+            "outage.",
             [Query(f"max by (instance) (falconet_restore_seconds{{{HERE}}})", "{{instance}}")],
             unit="s",
             levels=Levels(warning=10, bad=60),
+        ),
+        lines(
+            "Age of the snapshot",
+            "How old the past is that a restart would begin with; what came after it is replayed.",
+            [Query(f"max by (instance) (falconet_snapshot_age_seconds{{{HERE}}})", "{{instance}}")],
+            unit="s",
+            levels=Levels(warning=180, bad=SNAPSHOT_SECONDS_MAX),
+            runbook=runbook("FalconetSnapshotOld"),
+        ),
+        lines(
+            "Snapshots and their pause",
+            "Snapshots by what became of them in the last 5 minutes, and how long the last one held the stream up, in "
+            "seconds.",
+            [
+                Query(f"sum by (outcome) (increase(falconet_snapshots_total{{{HERE}}}[5m]))", "{{outcome}}"),
+                Query(f"max(falconet_snapshot_pause_seconds{{{HERE}}})", "pause, s"),
+            ],
+            unit="none",
+            runbook=runbook("FalconetSnapshotOld"),
+        ),
+        lines(
+            "Replayed at the last start, standby",
+            "Messages that the last start replayed without scoring, and whether a replica waits as a standby (1).",
+            [
+                Query(f"max by (instance) (falconet_restore_replayed{{{HERE}}})", "replayed {{instance}}"),
+                Query(f"max by (instance) (falconet_standby{{{HERE}}})", "standby {{instance}}"),
+            ],
+            unit="short",
         ),
         lines(
             "Memory",

@@ -4,6 +4,9 @@ from deploy.prometheus import ingestion
 from deploy.prometheus.conditions import PLACE, Alert, Condition, Proof
 from deploy.prometheus.objectives import ALERT_SHARE, BURNS, BY, LAG_SECONDS, OBJECTIVES, Objective, errors
 
+SNAPSHOT_SECONDS_MAX = 600
+"""Ten times the default of `snapshot_seconds`: a restart replays ten minutes."""
+
 BY_PARTITION = "by (job, chain, partition)"
 
 
@@ -324,6 +327,20 @@ ALERTS = (
             "30m",
             "90m",
             PLACE | {"instance": "a:9464", "outcome": "refused"},
+        ),
+    ),
+    Alert(
+        "FalconetSnapshotOld",
+        "ticket",
+        "{{ $labels.instance }}: the newest snapshot is {{ $value | humanizeDuration }} old.",
+        ((Condition("falconet_snapshot_age_seconds", f"> {SNAPSHOT_SECONDS_MAX}"),),),
+        "5m",
+        Proof(
+            {f"falconet_snapshot_age_seconds{{{_AT}}}": "0+60x30 0x20"},
+            "20m",
+            "40m",
+            PLACE | {"instance": "a:9464"},
+            ("20m 0s",),
         ),
     ),
     *ingestion.ALERTS,
