@@ -224,6 +224,8 @@ def _drop_older(path: Path, stream: Stream) -> None:
 
 
 def _is_foreign(path: Path, stream: Stream) -> bool:
+    if not path.is_file():
+        return True
     try:
         with path.open("rb") as file:
             header = _header(file.read(_PREFACE.size), file)
@@ -243,6 +245,8 @@ def read(path: Path, *, tell: Tell | None = None) -> Snapshot:
         StateError: The file is missing, damaged, cut, of another format or no snapshot.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise StateError("is no plain file")
         with path.open("rb") as file:
             n_bytes = os.fstat(file.fileno()).st_size
             if n_bytes < _PREFACE.size + _DIGEST_BYTES:

@@ -7,6 +7,7 @@ whatever else comes out would be a traceback at start, a hang, or a process that
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from features import screening, table
+from features import screening, table, transaction
 from features.accounts import Accounts
-from features.errors import ArtifactError, FalconetError, InputError, ScreeningError, StateError, UsageError
+from features.errors import ArtifactError, FalconetError, ScreeningError, StateError, UsageError
 from models import compact, registry
 from models.registry import Teacher
 from service import settings, simulator, snapshot
 from service.codec import Decoder
+from service.snapshot import Arrays
 from tests import registries
 
 
@@ -50,12 +52,13 @@ READERS: dict[str, tuple[str, Callable[[Path], object], type[FalconetError]]] = 
     "model": ("model.falconet", compact.read, ArtifactError),
     "manifest": ("manifest.json", lambda path: registry.read_manifest(path.parent), ArtifactError),
     "champion": ("champion", lambda path: registry.champion_id(path.parent), ArtifactError),
-    "state": ("state.npz", lambda path: load_state(path.parent), StateError),
+    "state": (snapshot.name(1), lambda path: load_state(path.parent), StateError),
 }
+STREAM = snapshot.Stream(cluster="c", topic="t", n_partitions=1)
 
 
 def load_state(folder: Path, accounts: Accounts | None = None) -> object:
-    return snapshot.load(folder, accounts or Accounts(accounts_max=64, pairs_max=64), topic="t")
+    return snapshot.load(folder, STREAM, [accounts or Accounts(accounts_max=64, pairs_max=64)])
 
 
 CONTENTS: dict[str, Callable[[Path], bytes]] = {
@@ -186,117 +189,74 @@ def test_large_model_that_unpacks_without_end_is_refused(tmp_path: Path) -> None
         Teacher.load(folder)
 
 
-def zipped(members: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(members: dict[str, bytes]) -> bytes:
     """Return a zip file."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
+    with zipfile.ZipFile(out, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return out.getvalue()
 
 
-def npy(array: np.ndarray) -> bytes:
-    """Return an array as numpy writes it."""
-    out = io.BytesIO()
-    np.save(out, array, allow_pickle=True)
-    return out.getvalue()
+class Forged:
+    """A part of the past that saves what it is told to."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+
+    def arrays(self) -> Arrays:
+        return self._arrays
+
+    def restore(self, arrays: Arrays) -> None:
+        raise AssertionError(arrays)
 
 
 @pytest.fixture(scope="module")
-def sound() -> dict[str, bytes]:
-    """Return the members of a sound state of some accounts."""
-    from features import transaction
-
+def sound() -> Arrays:
+    """Return the arrays of a sound past of some accounts."""
     accounts = Accounts(accounts_max=64, pairs_max=64)
     decode = Decoder(chain_id=1, message_bytes_max=100_000).decode
     accounts.score_rows(transaction.records([transaction.pack(decode(value)) for value in simulator.messages(7, 40)]))
-    header = snapshot.Header(
-        format=snapshot.FORMAT, schema=snapshot.schema.FINGERPRINT, topic="t", offsets={0: 40}, unsettled=[]
-    )
-    arrays = {"header": np.frombuffer(msgspec.msgpack.encode(header), dtype=np.uint8), **accounts.arrays()}
-    return {f"{name}.npy": npy(array) for name, array in arrays.items()}
+    return {name: array.copy() for name, array in accounts.arrays().items()}
 
 
-def as_state(folder: Path, content: bytes) -> Path:
-    (folder / snapshot.STATE_FILE).write_bytes(content)
+def as_state(folder: Path, arrays: Arrays) -> Path:
+    header = snapshot.header_of(STREAM, offsets={0: 40}, unsettled=[])
+    snapshot.save(folder / snapshot.name(1), header, [Forged(arrays)])
     return folder
 
 
-def array(sound: dict[str, bytes], name: str) -> np.ndarray:
-    return np.load(io.BytesIO(sound[f"{name}.npy"])).copy()
-
-
-def test_sound_state_is_read(sound: dict[str, bytes], tmp_path: Path) -> None:
+def test_sound_state_is_read(sound: Arrays, tmp_path: Path) -> None:
     """What the tests below spoil is sound before."""
-    assert load_state(as_state(tmp_path, zipped(sound))) is not None
+    assert load_state(as_state(tmp_path, sound)) is not None
 
 
-def claiming(shape: str) -> bytes:
-    """Return an array of nothing whose header claims a shape."""
-    head = f"{{'descr': '<u8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
-
-
-SPOILT: dict[str, Callable[[dict[str, bytes], Path], bytes]] = {
-    "one array alone": lambda sound, folder: sound["accounts.npy"],
-    "a member missing": lambda sound, folder: zipped({k: v for k, v in sound.items() if k != "slots.npy"}),
-    "an array of objects": lambda sound, folder: zipped(
-        sound | {"slots.npy": npy(np.array([Exploit(folder / "exploited")], dtype=object))}
+SPOILT: dict[str, Callable[[Arrays], Arrays]] = {
+    "an array missing": lambda sound: {name: array for name, array in sound.items() if name != "slots"},
+    "an array of other numbers": lambda sound: sound | {"accounts": sound["accounts"].view(np.uint32)},
+    "an array of another shape": lambda sound: sound | {"accounts": sound["accounts"][:, :-1]},
+    "no counters": lambda sound: sound | {"meta": sound["meta"][:0]},
+    "an index beyond the accounts": lambda sound: (
+        sound | {"slots": np.where(sound["slots"] > 0, sound["slots"] | np.uint64(0xFFFFFFF), np.uint64(0))}
     ),
-    "a pickle as a member": lambda sound, folder: zipped(sound | {"slots.npy": pickled(folder)}),
-    "a shape of 2**60": lambda sound, folder: zipped(sound | {"slots.npy": claiming("(1152921504606846976,)")}),
-    "a shape of 2**35": lambda sound, folder: zipped(sound | {"slots.npy": claiming("(34359738368,)")}),
-    "a negative shape": lambda sound, folder: zipped(sound | {"slots.npy": claiming("(-1,)")}),
-    "a shape that is code": lambda sound, folder: zipped(sound | {"slots.npy": claiming("__import__('os')")}),
-    "packed members": lambda sound, folder: zipped(sound, compression=zipfile.ZIP_DEFLATED),
-    "a bomb": lambda sound, folder: zipped(
-        sound | {"accounts.npy": npy(np.zeros((1 << 21, table.WORDS), dtype=np.float32))[:1000] + bytes(1 << 26)},
-        compression=zipfile.ZIP_DEFLATED,
+    "an index of one account for all": lambda sound: sound | {"slots": sound["slots"] & np.uint64(0xFFFFFFFF00000001)},
+    "an index moved by one": lambda sound: sound | {"slots": np.roll(sound["slots"], 1)},
+    "other accounts": lambda sound: sound | {"accounts": np.roll(sound["accounts"], 1, axis=0)},
+    "counters beyond the table": lambda sound: (
+        sound | {"meta": np.where(np.arange(len(sound["meta"])) == table.HAND, 1 << 62, sound["meta"])}
     ),
-    "a header of other types": lambda sound, folder: zipped(
-        sound | {"header.npy": npy(np.frombuffer(msgspec.msgpack.encode({"format": "1"}), dtype=np.uint8))}
-    ),
-    "a header of nothing": lambda sound, folder: zipped(sound | {"header.npy": npy(np.empty(0, dtype=np.uint8))}),
-    "other byte order": lambda sound, folder: zipped(
-        sound | {"accounts.npy": npy(array(sound, "accounts").astype(">f4"))}
-    ),
-    "an index beyond the accounts": lambda sound, folder: zipped(
-        sound | {"slots.npy": npy(np.where(array(sound, "slots") > 0, array(sound, "slots") | 0xFFFFFFF, 0))}
-    ),
-    "an index of one account for all": lambda sound, folder: zipped(
-        sound | {"slots.npy": npy(array(sound, "slots") & np.uint64(0xFFFFFFFF00000001))}
-    ),
-    "an index moved by one": lambda sound, folder: zipped(
-        sound | {"slots.npy": npy(np.roll(array(sound, "slots"), 1))}
-    ),
-    "other accounts": lambda sound, folder: zipped(
-        sound | {"accounts.npy": npy(np.roll(array(sound, "accounts"), 1, axis=0))}
-    ),
-    "counters beyond the table": lambda sound, folder: zipped(
-        sound | {"meta.npy": npy(np.where(np.arange(8) == table.HAND, 1 << 62, array(sound, "meta")))}
-    ),
-    "counters below zero": lambda sound, folder: zipped(
-        sound | {"meta.npy": npy(np.where(np.arange(8) == table.HORIZON, -1, array(sound, "meta")))}
+    "counters below zero": lambda sound: (
+        sound | {"meta": np.where(np.arange(len(sound["meta"])) == table.HORIZON, -1, sound["meta"])}
     ),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_hostile_state_is_refused_and_leaves_the_past_alone(kind: str, sound: dict[str, bytes], tmp_path: Path) -> None:
+def test_hostile_state_is_refused_and_leaves_the_past_alone(kind: str, sound: Arrays, tmp_path: Path) -> None:
     """The kernel follows the saved index without looking, so what it could not follow is refused before."""
     accounts = Accounts(accounts_max=64, pairs_max=64)
-    folder = as_state(tmp_path, SPOILT[kind](sound, tmp_path))
+    folder = as_state(tmp_path, SPOILT[kind](sound))
 
-    with pytest.raises(StateError, match=r"state\.npz"):
+    with pytest.raises(StateError, match=re.escape(snapshot.name(1))):
         load_state(folder, accounts)
     assert accounts.n_accounts == 0
-    assert not (tmp_path / "exploited").exists()
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
-def test_truncated_state_is_refused(share: float, sound: dict[str, bytes], tmp_path: Path) -> None:
-    """Whatever is cut off."""
-    whole = zipped(sound)
-
-    with pytest.raises(InputError):
-        load_state(as_state(tmp_path, whole[: int(share * len(whole))]))
