@@ -205,6 +205,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),
     "score": lambda: record_table(messages.Score),
+    "retraction": lambda: record_table(messages.Retraction),
     "contribution": lambda: record_table(messages.Contribution),
     "list-hit": lambda: record_table(messages.ListHit),
     "source": lambda: record_table(messages.Source),

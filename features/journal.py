@@ -11,7 +11,7 @@ orphaned too. A block that returns after that, as when a chain changes its mind 
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -32,6 +32,9 @@ the journal reaches fewer blocks back, which `n_blocks` shows."""
 
 HALF_ANNOUNCED_MAX = 4096
 """Blocks that some partitions have announced and others not: a chain's reorganisation has 64 of them at most."""
+
+
+Observe = Callable[[NDArray[np.uint64]], object]
 
 
 class Stretch(Struct):
@@ -139,8 +142,18 @@ class Journal:
         block = self._announced.get(tx.block_hash)
         return block is not None and block.counts[partition] < max(block.counts)
 
-    def announce(self, *, chain_id: int, number: int, block_hash: str, partition: int) -> list[TakenBack] | None:
+    def announce(
+        self, *, chain_id: int, number: int, block_hash: str, partition: int, observe: Observe | None = None
+    ) -> list[TakenBack] | None:
         """Take a block back, unless another partition has announced it before.
+
+        Args:
+            chain_id: The block's chain.
+            number: Its height.
+            block_hash: 0x and 64 hex digits.
+            partition: Where it is announced.
+            observe: Makes packed transactions part of the past again; None does it by a kernel of its own, which is
+                compiled at first use.
 
         Returns:
             The block's transactions, the newest first, in this journal's past until here; None where another partition
@@ -160,7 +173,11 @@ class Journal:
                 "and not on the others"
             )
         counts = block.counts
-        taken = self._take_back(number, block_hash) if counts[partition] == max(counts) else None
+        taken = (
+            self._take_back(number, block_hash, observe or self._accounts.score_rows)
+            if counts[partition] == max(counts)
+            else None
+        )
         counts[partition] += 1
         if min(counts) == max(counts):
             self._announced.pop(block_hash, None)
@@ -168,7 +185,7 @@ class Journal:
             self._announced[block_hash] = block
         return taken
 
-    def _take_back(self, number: int, block_hash: str) -> list[TakenBack]:
+    def _take_back(self, number: int, block_hash: str, observe: Observe) -> list[TakenBack]:
         self._check(number, block_hash)
         places = [i for i, stretch in enumerate(self._stretches) if stretch.hash == block_hash]
         if not places:
@@ -187,7 +204,7 @@ class Journal:
             if stretch.hash == block_hash:
                 taken += map(TakenBack, part, stretch.keys, stretch.decisions)
             else:
-                self._accounts.score_rows(part)
+                observe(part)
                 self._append(stretch)
         self._trim()
         return taken[::-1]
@@ -197,7 +214,7 @@ class Journal:
             reach = f"from block {self._floor + 1} on" if self._is_whole else "nothing yet"
             raise ReorgError(
                 f"block {number} ({block_hash}) is orphaned, deeper than the journal reaches: it holds {reach}, "
-                f"at most {self._depth} blocks (undo_blocks_max)"
+                f"at most {self._depth} blocks (reorg_depth_max)"
             )
         if any(stretch.hash is None and stretch.number == number for stretch in self._stretches):
             raise ReorgError(

@@ -82,6 +82,15 @@ class Transaction(Struct, frozen=True, gc=False):
         return self.hash if self.log_index is None else f"{self.hash}:{self.log_index}"
 
 
+class OrphanedBlock(Struct, frozen=True, gc=False):
+    """A block that the chain no longer holds: what was made of its transactions is to be taken back."""
+
+    chain_id: int
+    block_number: int
+    block_hash: str
+    block_timestamp: int
+
+
 def method_class(selector: str) -> int:
     """Return the class of a method selector such as `0xa9059cbb`; NONE for an input shorter than a selector."""
     return METHOD_CLASSES.get(selector, METHOD_OTHER) if len(selector) == 10 else METHOD_NONE

@@ -5,9 +5,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from features import schema, screening
+from features import schema, screening, undo
 from features.accounts import ACCOUNTS_MIN, Accounts
 from features.errors import BrokerError
+from features.journal import Journal
 from features.screening import Screening
 from models import registry
 from models.scorer import Scorer
@@ -19,13 +20,17 @@ from service.settings import Settings
 # Any transaction will do, spelt as ethereum-etl does.
 _EXAMPLE = Message(
     value=b'{"type": "transaction", "hash": "0x%s", "from_address": "0x%s", "to_address": "0x%s", '
-    b'"value": 1000000000000000000, "input": "0x", "block_number": 6000000, "block_timestamp": 1532118564}'
-    % (b"5c" * 32, b"3f" * 20, b"1a" * 20),
+    b'"value": 1000000000000000000, "input": "0x", "block_number": 6000000, "block_timestamp": 1532118564, '
+    b'"block_hash": "0x%s"}' % (b"5c" * 32, b"3f" * 20, b"1a" * 20, b"0b" * 32),
     key=None,
     topic="check",
     partition=0,
     offset=-1,
     timestamp_ms=0,
+)
+_ORPHANED = (
+    b'{"type": "orphaned_block", "block_number": 6000000, "block_hash": "0x%s", "block_timestamp": 1532118564}'
+    % (b"0b" * 32)
 )
 
 
@@ -78,8 +83,10 @@ def _sealed(path: Path) -> str:
 
 def warm(settings: Settings, scorer: Scorer, lists: Screening | None) -> None:
     """Send a transaction down the path, which compiles its kernels or loads them from the cache on disk."""
+    accounts = Accounts(accounts_max=ACCOUNTS_MIN, pairs_max=ACCOUNTS_MIN, screening=lists, undo_transactions=4)
+    Journal(accounts, chain_id=settings.chain_id, depth=1)
     pipeline = Pipeline(
-        accounts=Accounts(accounts_max=ACCOUNTS_MIN, pairs_max=ACCOUNTS_MIN, screening=lists),
+        accounts=accounts,
         scorer=scorer,
         policy=policy.policy(scorer.thresholds, lists),
         decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
@@ -90,6 +97,10 @@ def warm(settings: Settings, scorer: Scorer, lists: Screening | None) -> None:
         assert len(outputs.scores) == n_messages, outputs.rejections
         # Its own call, because a transaction that is allowed gets no reasons.
         scorer.reasons(outputs.verdicts.rows[0], 1)
+    # Taking back and loading a journal have kernels of their own.
+    assert undo.is_sound(accounts.table)
+    outputs = pipeline.process([_EXAMPLE._replace(value=_ORPHANED)], now_ms=0)
+    assert outputs.n_retracted == 3, outputs.refusal
 
 
 def broker(settings: Settings) -> Iterator[str]:

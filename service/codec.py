@@ -22,19 +22,20 @@ Of a key that stands twice the last one counts. Fields that the tables do not na
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, BinaryIO, NoReturn, cast
+from typing import Annotated, Any, BinaryIO, NoReturn
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
 from features.errors import Reason, RejectedError
-from features.transaction import TIMESTAMP_MAX, TIMESTAMP_MIN, Kind, Transaction
-from service.messages import Rejection, Score
+from features.transaction import TIMESTAMP_MAX, TIMESTAMP_MIN, OrphanedBlock, Transaction
+from service.messages import Rejection, Retraction, Score
 
 DEPTH_MAX = 32
 """ethereum-etl nests two deep (an access list); Python's parsers stop at about 1,000 with a RecursionError."""
 
+KINDS = ("transaction", "token_transfer")
 TRANSACTION_REQUIRED = ("hash", "from_address", "to_address", "value", "block_number", "block_timestamp")
 TOKEN_TRANSFER_REQUIRED = (
     "transaction_hash",
@@ -47,7 +48,14 @@ TOKEN_TRANSFER_REQUIRED = (
     "block_timestamp",
 )
 OPTIONAL = ("block_hash", "transaction_index", "chain_id")
+ORPHANED_BLOCK_REQUIRED = ("block_number", "block_hash", "block_timestamp")
 TRANSACTION_OPTIONAL = (*OPTIONAL, "nonce", "gas", "gas_price", "input", "receipt_status")
+
+_REQUIRED = {
+    "transaction": TRANSACTION_REQUIRED,
+    "token_transfer": TOKEN_TRANSFER_REQUIRED,
+    "orphaned_block": ORPHANED_BLOCK_REQUIRED,
+}
 
 UINT256_MAX = 2**256 - 1
 UINT64_MAX = 2**64 - 1
@@ -132,10 +140,23 @@ class Decoder:
         self._bytes_max = message_bytes_max
 
     def decode(self, raw: bytes) -> Transaction:
-        """Return the transaction that a message holds; 2 µs for 382 bytes as ethereum-etl writes them.
+        """Return the transaction that a message holds, as `read`, where nothing can be taken back.
 
         Raises:
-            RejectedError: The message is no transaction, for the reason given.
+            RejectedError: The message is no transaction, for the reason given; it may be an orphaned block.
+        """
+        found = self.read(raw)
+        if isinstance(found, OrphanedBlock):
+            raise RejectedError("unsupported_type", "type is 'orphaned_block'; allowed here: " + ", ".join(KINDS))
+        return found
+
+    def read(self, raw: bytes) -> Transaction | OrphanedBlock:
+        """Return the transaction or orphaned block that a message holds.
+
+        A transaction of 382 bytes as ethereum-etl writes them takes 2 µs.
+
+        Raises:
+            RejectedError: The message is neither, for the reason given.
         """
         if len(raw) > self._bytes_max:
             raise RejectedError("too_large", f"the message has {len(raw)} bytes; allowed: {self._bytes_max}")
@@ -155,8 +176,8 @@ class Decoder:
         return _careful(raw, self._chain_id) if tx is None else tx
 
 
-def encode_score(score: Score) -> bytes:
-    """Return a score, or an alert, as JSON."""
+def encode_score(score: Score | Retraction) -> bytes:
+    """Return a score, an alert or a retraction as JSON."""
     return _encode(score)
 
 
@@ -306,20 +327,27 @@ def _check_depth(raw: bytes) -> None:
         raise RejectedError("too_deep", f"objects and arrays stand {depth} deep; allowed: {DEPTH_MAX}")
 
 
-def _careful(raw: bytes, chain_id: int) -> Transaction:
-    """Return the transaction of a message in any accepted spelling, or raise why it is rejected."""
+def _careful(raw: bytes, chain_id: int) -> Transaction | OrphanedBlock:
+    """Return what a message in any accepted spelling holds, or raise why it is rejected."""
     message = _parse(raw)
     if type(message) is not dict:
         _reject("wrong_type", "the message", message, "a JSON object")
     kind = _kind(message)
     is_token = kind == "token_transfer"
-    for name in TOKEN_TRANSFER_REQUIRED if is_token else TRANSACTION_REQUIRED:
+    for name in _REQUIRED[kind]:
         if message.get(name) is None and (is_token or name != "to_address" or name not in message):
             state = "null" if name in message else "absent"
             raise RejectedError("missing_field", f"{name} is {state}; a {kind} must have it")
+    if kind == "orphaned_block":
+        return OrphanedBlock(
+            block_number=_count(message, "block_number"),
+            block_hash=_text(message, "block_hash", _hash),
+            block_timestamp=_timestamp(message),
+            chain_id=chain_id if message.get("chain_id") is None else _count(message, "chain_id"),
+        )
     # The arguments are checked in the order in which they stand here.
     return Transaction(
-        type=kind,
+        type="token_transfer" if is_token else "transaction",
         hash=_text(message, "transaction_hash" if is_token else "hash", _hash),
         log_index=_count(message, "log_index") if is_token else None,
         from_address=_text(message, "from_address", _address),
@@ -369,16 +397,16 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
 
 
-def _kind(message: dict[str, Any]) -> Kind:
-    kind = message.get("type")
+def _kind(message: dict[str, Any]) -> str:
+    kind, allowed = message.get("type"), ", ".join(_REQUIRED)
     if kind is None:
         state = "null" if "type" in message else "absent"
-        raise RejectedError("missing_field", f"type is {state}; allowed: transaction, token_transfer")
+        raise RejectedError("missing_field", f"type is {state}; allowed: {allowed}")
     if type(kind) is not str:
-        _reject("wrong_type", "type", kind, "transaction, token_transfer")
-    if kind not in ("transaction", "token_transfer"):
-        _reject("unsupported_type", "type", kind, "transaction, token_transfer")
-    return cast(Kind, kind)
+        _reject("wrong_type", "type", kind, allowed)
+    if kind not in _REQUIRED:
+        _reject("unsupported_type", "type", kind, allowed)
+    return kind
 
 
 def _text(message: dict[str, Any], name: str, check: Callable[[str, str], str]) -> str:

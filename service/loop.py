@@ -187,6 +187,7 @@ class Loop:
         Raises:
             OutageError: Kafka stayed away for longer than the budget; see `unsettled`.
             BrokerError: Kafka refuses to go on.
+            ReorgError: The past cannot follow the chain; everything before that message is committed.
         """
         while self._waiting:
             self._open = _Scored(self._waiting.pop(0), None, np.empty(0), {}, time.perf_counter())
@@ -207,8 +208,18 @@ class Loop:
                 self._open, self._next = self._next, None
                 self._rested()
                 self._hand_over(self._open)
+                if self._open.outputs is not None:
+                    self._refuse(self._open.outputs)
             self._watch()
         self._finish()
+
+    def _refuse(self, outputs: Outputs) -> None:
+        """End the loop where the pipeline refused a message, once what stands before it is committed."""
+        if outputs.refusal is None:
+            return
+        self._finish()
+        self._metrics.reorgs_refused_total.inc()
+        raise outputs.refusal
 
     def _adopt(self, replacement: Replacement) -> None:
         self._replacement = None
@@ -266,6 +277,9 @@ class Loop:
 
         outputs = self._pipeline.process(messages, now_ms=int(time.time() * 1000), tick=tick)
         self._tell_breaker()
+        if not outputs.n_read:
+            self._refuse(outputs)
+        messages = messages[: outputs.n_read]
         before = dict(self.offsets)
         self.offsets.update({message.partition: message.offset + 1 for message in messages})
         batch = Batch(before, dict(self.offsets), self._writes(outputs))
@@ -377,9 +391,12 @@ class Loop:
         metrics.end_to_end_seconds.observe_all(done_at_s - scored.stamps_s)
         slowest_s = done_at_s - float(scored.stamps_s.min())
         metrics.end_to_end_seconds.exemplify(slowest_s, scored.oldest, at_s=done_at_s)
-        metrics.transactions_total["scored"].inc(len(outputs.scores))
+        metrics.transactions_total["scored"].inc(len(outputs.verdicts.decisions))
         metrics.transactions_total["rejected"].inc(len(outputs.rejections))
         metrics.transactions_total["skipped"].inc(outputs.n_skipped)
+        metrics.transactions_total["orphaned"].inc(outputs.n_orphaned)
+        metrics.transactions_total["announced"].inc(outputs.n_announced)
+        metrics.retractions_total.inc(outputs.n_retracted)
         counts = np.bincount(outputs.verdicts.decisions, minlength=len(DECISIONS)).tolist()
         for decision, n in zip(DECISIONS, counts, strict=True):
             metrics.decisions_total[decision].inc(n)
@@ -400,6 +417,7 @@ class Loop:
             metrics.dlq_total[reason].inc(n)
         accounts = self._pipeline.accounts
         metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
+        metrics.undo_blocks.set(0 if accounts.journal is None else accounts.journal.n_blocks)
         self._heard_at_s = time.monotonic()
 
     def _watch(self) -> None:

@@ -65,13 +65,37 @@ class Score(Struct, frozen=True, gc=False):
 
     source: Source
     status: str
-    """`scored`, or `retracted` when the block was orphaned."""
+    """Always `scored`; a record whose status is `retracted` is a retraction."""
 
     scored_at: int
     """Unix milliseconds of the batch's scoring."""
 
     is_held: bool = False
     """Whether the circuit breaker was open: then the decision is `review` at most."""
+
+
+class Retraction(Struct, frozen=True, gc=False):
+    """What is written with a score's key when the block of its transaction was orphaned: the score no longer holds."""
+
+    type: str
+    chain_id: int
+    hash: str
+    log_index: int | None
+    block_number: int
+    block_hash: str
+    """The orphaned block."""
+
+    block_timestamp: int
+    from_address: str
+    to_address: str | None
+    source: Source
+    """The announcement of the orphaned block."""
+
+    status: str
+    """Always `retracted`."""
+
+    retracted_at: int
+    """Unix milliseconds."""
 
 
 class Rejection(Struct, frozen=True, gc=False):

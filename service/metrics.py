@@ -40,7 +40,7 @@ PREFIX = "falconet_"
 
 Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
 Role = Literal["student", "teacher", "candidate"]
-Outcome = Literal["scored", "rejected", "skipped"]
+Outcome = Literal["scored", "rejected", "skipped", "orphaned", "announced"]
 Reload = Literal["loaded", "refused"]
 Taken = Literal["saved", "failed"]
 
@@ -180,6 +180,15 @@ CATALOGUE = (
     ),
     Spec("restore_replayed", "gauge", (), "transactions", "Messages that the last start replayed without scoring."),
     Spec("standby", "gauge", (), "", "1 while this replica waits for another one's place, else 0."),
+    Spec("retractions_total", "counter", (), "transactions", "Scores retracted because their block was orphaned."),
+    Spec(
+        "undo_blocks",
+        "gauge",
+        (),
+        "blocks",
+        "Newest blocks by which the account state can go back; those without transactions are not counted.",
+    ),
+    Spec("reorgs_refused_total", "counter", (), "reorganisations", "Reorganisations too deep or unclear to follow."),
     Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
     Spec(
         "shadow_dropped_total",
@@ -356,6 +365,9 @@ class Metrics:
         age.set_function(lambda: time.time() - self._snapshot_at_s)
         self.snapshots_total = self._counters("snapshots_total", get_args(Taken))
         self.snapshot_pause_seconds = self._gauge("snapshot_pause_seconds")
+        self.retractions_total = self._counter("retractions_total")
+        self.undo_blocks = self._gauge("undo_blocks")
+        self.reorgs_refused_total = self._counter("reorgs_refused_total")
         self.restore_seconds = self._gauge("restore_seconds")
         self._breaker_open = self._gauge("breaker_open")
         self._breaker_share = self._gauge("breaker_share")
@@ -419,11 +431,12 @@ class Metrics:
         """Set how full the account state is; `n_evicted` is the table's running count.
 
         A loaded table goes on counting where it stopped, so the first call belongs before the page is served: a rate
-        then sees no jump at a restart.
+        then sees no jump at a restart. Where blocks are taken back the running count falls, and what is evicted
+        after that counts again.
         """
         self._accounts.set(n_accounts)
         self._pairs.set(n_pairs)
-        self._evictions.inc(n_evicted - self._n_evicted)
+        self._evictions.inc(max(0, n_evicted - self._n_evicted))
         self._n_evicted = n_evicted
 
     def set_breaker(self, *, is_open: bool, share: float, n_trips: int) -> None:

@@ -42,5 +42,10 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     ] = "instant"
     reorg_depth_max: Annotated[
         int,
-        Meta(ge=1, le=1024, description="Most blocks that a reorganisation may take back; a deeper one is an alarm."),
+        Meta(
+            ge=0,
+            le=1024,
+            description="Most blocks that a reorganisation may take back, in `ingest` and in `serve`, whose journal "
+            "takes 0.5 MB a block; a deeper one is an alarm. 0 keeps no journal.",
+        ),
     ] = 64

@@ -1,4 +1,8 @@
-"""The main job without the world: messages in, scores, alerts and rejections out, the past updated on the way."""
+"""The main job without the world: messages in, scores, alerts and rejections out, the past updated on the way.
+
+A batch in which a block is announced as orphaned is taken in parts: what stands before the announcement, then the
+announcement, which takes the block's transactions out of the past and retracts their scores, then what follows.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,9 +14,10 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.accounts import Accounts
-from features.errors import RejectedError
-from features.transaction import Transaction, pack, records
+from features.errors import RejectedError, ReorgError
+from features.transaction import OrphanedBlock, Transaction, pack, records
 from models.scorer import Scorer
+from service import reorg
 from service.breaker import Breaker
 from service.codec import Decoder, encode_score
 from service.messages import Contribution, ListHit, Rejection, Score, Source
@@ -107,6 +112,32 @@ class Outputs(NamedTuple):
     alert_reasons: Sequence[str] = ()
     """Of each alert, what says most; one of `metrics.ALERT_REASONS`."""
 
+    n_orphaned: int = 0
+    """Transactions of blocks that another partition had announced as orphaned: not scored."""
+
+    n_announced: int = 0
+    """Announcements of orphaned blocks."""
+
+    n_retracted: int = 0
+    """Of the records in `scores`, how many are retractions."""
+
+    n_read: int = 0
+    """Messages of which the past and the outputs are whole: all, unless `refusal` is set."""
+
+    refusal: ReorgError | None = None
+    """Why the message after those cannot be followed."""
+
+
+class Decoded(NamedTuple):
+    """What messages hold, in their order."""
+
+    transactions: list[Transaction]
+    sources: list[Source]
+    rejections: list[Rejection]
+    n_skipped: int
+    announced: list[tuple[int, OrphanedBlock]]
+    """Orphaned blocks with the places of their messages."""
+
 
 class Pipeline:
     """Codec, past, model and policy in the order a transaction meets them. Not thread-safe: there is one past."""
@@ -135,7 +166,7 @@ class Pipeline:
         self.breaker = breaker or Breaker(share=BREAKER_SHARE, window=BREAKER_WINDOW)
         self.judge = Judge.of(scorer, policy)
         self.candidate = candidate
-        self._decode_one = decoder.decode
+        self._read = decoder.read
 
     def replace(self, scorer: Scorer, policy: Policy) -> None:
         """Have another model decide from the next batch on; the past stays."""
@@ -152,9 +183,29 @@ class Pipeline:
             tick: Called at the end of each stage, for its latency, with the seconds since that belong to the next one:
                 features and model are one compiled call.
         """
-        transactions, sources, rejections, n_skipped = self._decode(messages)
+        decoded = self._decode(messages)
         if tick is not None:
             tick("decode", 0.0)
+        journal = self.accounts.journal
+        if not decoded.announced and (journal is None or not journal.is_split):
+            return self._judged(decoded, len(messages), now_ms, tick)
+        # Its stages are not timed: a batch in parts has no share of a transaction to tell.
+        parts: list[Outputs] = []
+        start = 0
+        for place, block in decoded.announced:
+            parts.append(self._unless_orphaned(messages[start:place], now_ms))
+            if parts[-1].refusal is None:
+                parts.append(self._taken_back(block, messages[place], now_ms))
+            if parts[-1].refusal is not None:
+                return reorg.joined(parts)
+            start = place + 1
+        return reorg.joined([*parts, self._unless_orphaned(messages[start:], now_ms)])
+
+    def _judged(
+        self, decoded: Decoded, n_read: int, now_ms: int, tick: Callable[[Stage, float], None] | None = None
+    ) -> Outputs:
+        """Score what was decoded and make it part of the past."""
+        transactions, sources = decoded.transactions, decoded.sources
         rows, hits, margins = self.judge.scorer.score(self.accounts, records([pack(tx) for tx in transactions]))
         if tick is not None:
             tick("features", self.judge.scorer.model_seconds)
@@ -173,13 +224,67 @@ class Pipeline:
         scores, alerts, leading = self._encode(transactions, sources, self.judge, verdicts, now_ms)
         if tick is not None:
             tick("encode", 0.0)
-        return Outputs(scores, alerts, rejections, n_skipped, verdicts, beside, leading)
+        if self.accounts.journal is not None:
+            keys = [key for key, _ in scores]
+            self.accounts.journal.note(transactions, keys, verdicts.decisions.tobytes())
+        return Outputs(scores, alerts, decoded.rejections, decoded.n_skipped, verdicts, beside, leading, n_read=n_read)
+
+    def _unless_orphaned(self, messages: Sequence[Message], now_ms: int) -> Outputs:
+        """Score messages without announcements, but for transactions of blocks that are known to be orphaned."""
+        decoded = self._decode(messages)
+        journal = self.accounts.journal
+        if journal is None or not journal.is_split:
+            return self._judged(decoded, len(messages), now_ms)
+        kept: list[int] = []
+        for i, (tx, source) in enumerate(zip(decoded.transactions, decoded.sources, strict=True)):
+            try:
+                if not journal.is_orphaned(tx, source.partition):
+                    kept.append(i)
+            except ReorgError as error:
+                places = [(message.partition, message.offset) for message in messages]
+                before = messages[: places.index((source.partition, source.offset))]
+                return self._unless_orphaned(before, now_ms)._replace(refusal=error)
+        found = decoded._replace(
+            transactions=[decoded.transactions[i] for i in kept], sources=[decoded.sources[i] for i in kept]
+        )
+        outputs = self._judged(found, len(messages), now_ms)
+        return outputs._replace(n_orphaned=len(decoded.transactions) - len(kept))
+
+    def _taken_back(self, block: OrphanedBlock, message: Message, now_ms: int) -> Outputs:
+        """Take a block back, or say why that cannot be."""
+        source = Source(message.topic, message.partition, message.offset)
+        verdicts = self.score(records([]))
+
+        def observe(packed: NDArray[np.uint64]) -> object:
+            # With the kernel that scores, which is compiled already; the breaker has counted these decisions.
+            return self.judge.scorer.score(self.accounts, packed)
+
+        try:
+            retracted, alerted = reorg.take_back(self.accounts.journal, observe, block, source, now_ms)
+        except ReorgError as error:
+            return Outputs([], [], [], 0, verdicts, None, refusal=error)
+        beside = None
+        if self.candidate is not None:
+            beside = Beside(verdicts, retracted if self.candidate.is_written else [])
+        return Outputs(retracted, alerted, [], 0, verdicts, beside, n_announced=1, n_retracted=len(retracted), n_read=1)
 
     def observe(self, messages: Sequence[Message]) -> None:
-        """Make a batch that was scored before part of the past, as `process` did; the breaker counts it too."""
-        transactions, _, _, _ = self._decode(messages)
+        """Make a batch that was scored before part of the past, as `process` did; the breaker counts it too.
+
+        Raises:
+            ReorgError: An announcement that was followed then cannot be followed from this past.
+        """
+        decoded, journal = self._decode(messages), self.accounts.journal
+        if journal is not None and (decoded.announced or journal.is_split):
+            outputs = self.process(messages, now_ms=0)
+            if outputs.refusal is not None:
+                raise outputs.refusal
+            return
+        transactions = decoded.transactions
         rows, hits, margins = self.judge.scorer.score(self.accounts, records([pack(tx) for tx in transactions]))
-        self._held(_verdicts(self.judge, rows, hits, margins))
+        verdicts = self._held(_verdicts(self.judge, rows, hits, margins))
+        if journal is not None:
+            journal.note(transactions, [tx.id.encode() for tx in transactions], verdicts.decisions.tobytes())
 
     def parts(self) -> tuple[Part, ...]:
         """Return everything that a snapshot holds of the past."""
@@ -194,25 +299,27 @@ class Pipeline:
         """Return what the circuit breaker leaves of verdicts that decide."""
         return verdicts._replace(is_held=self.breaker.hold(verdicts.decisions))
 
-    def _decode(self, messages: Sequence[Message]) -> tuple[list[Transaction], list[Source], list[Rejection], int]:
-        decode = self._decode_one
-        transactions: list[Transaction] = []
-        sources: list[Source] = []
-        rejections: list[Rejection] = []
-        n_skipped = 0
-        for message in messages:
+    def _decode(self, messages: Sequence[Message]) -> Decoded:
+        read = self._read
+        decoded = Decoded([], [], [], 0, [])
+        transactions, sources, rejections, n_skipped, announced = decoded
+        for place, message in enumerate(messages):
             value, key, topic, partition, offset, _ = message
             if not value:
                 n_skipped += 1
                 continue
             source = Source(topic, partition, offset)
             try:
-                transactions.append(decode(value))
+                found = read(value)
             except RejectedError as error:
                 rejections.append(Rejection(value, key, error.reason, error.detail, source))
+                continue
+            if isinstance(found, OrphanedBlock):
+                announced.append((place, found))
             else:
+                transactions.append(found)
                 sources.append(source)
-        return transactions, sources, rejections, n_skipped
+        return decoded._replace(n_skipped=n_skipped)
 
     def _encode(
         self, transactions: list[Transaction], sources: list[Source], judge: Judge, verdicts: Verdicts, now_ms: int

@@ -95,8 +95,10 @@ class Recovery:
         Raises:
             StateError: The topic no longer holds what is missing, and `missing_history` is `refuse`.
             OutageError: The broker has the messages and does not send them.
+            ReorgError: What is replayed takes back a block that this past does not reach.
         """
         started_s = time.perf_counter()
+        self._expect(stream)
         committed, spans = client.committed(), client.spans()
         self._check_unread(committed, spans)
         if is_fresh:
@@ -154,6 +156,7 @@ class Recovery:
             found = snapshot.read(path, tell=self._tell)
             snapshot.check(found.header, stream)
             self._loaded = None
+            self._expect(stream)
             for part in self._pipeline.parts():
                 part.restore(found.arrays)
         except StateError as error:
@@ -164,6 +167,12 @@ class Recovery:
             log.warning("screening lists are not those of the snapshot: what they flagged so far stays path=%s", path)
         self._loaded = path, found.header
         return True
+
+    def _expect(self, stream: Stream) -> None:
+        """Tell the journal over how many partitions an orphaned block is announced."""
+        journal = self._pipeline.accounts.journal
+        if journal is not None:
+            journal.n_partitions = max(1, stream.n_partitions)
 
     def _from_nothing(self, committed: Offsets, spans: dict[int, Span], *, has_files: bool) -> Offsets:
         """Empty the past and return where in the topic to begin."""

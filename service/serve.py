@@ -15,7 +15,8 @@ import msgspec
 
 from features import screening
 from features.accounts import Accounts
-from features.errors import BrokerError, FencedError, OutageError
+from features.errors import BrokerError, FencedError, OutageError, ReorgError
+from features.journal import BLOCK_TRANSACTIONS, Journal
 from features.screening import Screening
 from models.drift import Drift
 from models.progress import progress
@@ -43,6 +44,10 @@ JOIN_SECONDS = 0.1
 
 JOIN_SECONDS_MAX = 20.0
 """An empty group hands its partitions out within three seconds, Kafka's default delay for the first member."""
+
+ALARM_SECONDS = 45.0
+"""How long the metrics page stays up after a refused reorganisation: three of Prometheus' usual 15 s, so that the count
+is seen, then the process ends."""
 
 YOUNG_OBJECTS_MAX = {"kafka-python": 5_000, "confluent-kafka": 100_000}
 """How many objects come to be before the garbage among them is freed, 0.4 µs each."""
@@ -154,7 +159,7 @@ class Service:
         lists = screening.read(settings.screening_lists)
         check.warm(settings, scorer, lists)
         pipeline = Pipeline(
-            accounts=Accounts(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max, screening=lists),
+            accounts=_past(settings, lists),
             scorer=scorer,
             policy=policy(scorer.thresholds, lists),
             decoder=Decoder(chain_id=settings.chain_id, message_bytes_max=settings.message_bytes_max),
@@ -289,6 +294,11 @@ class Service:
         except BrokerError:
             _save(loop, snapshots)
             raise
+        except ReorgError as error:
+            log.critical("reorganisation refused, nothing is scored any more: %s", error)
+            _save(loop, snapshots)
+            self._stop.wait(ALARM_SECONDS)
+            raise
         _save(loop, snapshots)
 
 
@@ -302,6 +312,20 @@ def _save(loop: Loop, snapshots: Snapshots) -> None:
         len(loop.unsettled),
         time.perf_counter() - started_s,
     )
+
+
+def _past(settings: Settings, lists: Screening) -> Accounts:
+    """Return an empty table, with a journal where the settings allow reorganisations."""
+    depth = settings.reorg_depth_max
+    accounts = Accounts(
+        accounts_max=settings.accounts_max,
+        pairs_max=settings.pairs_max,
+        screening=lists,
+        undo_transactions=depth * BLOCK_TRANSACTIONS,
+    )
+    if depth:
+        Journal(accounts, chain_id=settings.chain_id, depth=depth)
+    return accounts
 
 
 def _calm_garbage_collector(n_young_max: int) -> None:

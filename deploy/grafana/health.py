@@ -182,6 +182,17 @@ def _trouble(runbook: Runbook) -> list[Any]:
             levels=Levels(warning=1),
             runbook=runbook("FalconetRestarting"),
         ),
+        lines(
+            "Reorganisations",
+            "Scores retracted in the last 5 minutes because their block was orphaned, refused reorganisations, and the "
+            "blocks by which the account state can go back.",
+            [
+                Query(f"sum(increase(falconet_retractions_total{{{HERE}}}[5m]))", "retracted scores"),
+                Query(f"sum(falconet_reorgs_refused_total{{{HERE}}})", "refused"),
+                Query(f"min(falconet_undo_blocks{{{HERE}}})", "blocks to go back by"),
+            ],
+            unit="short",
+        ),
     ]
 
 

@@ -238,7 +238,7 @@ def test_deeper_block_is_refused_and_nothing_changes() -> None:
     before = bits(follower.accounts)
     number, block_hash, _ = chain.blocks[0]
 
-    with pytest.raises(ReorgError, match=r"block 100 .* from block 101 on, at most 32 blocks \(undo_blocks_max\)"):
+    with pytest.raises(ReorgError, match=r"block 100 .* from block 101 on, at most 32 blocks \(reorg_depth_max\)"):
         follower.announce(Orphaned(number, block_hash))
 
     assert bits(follower.accounts) == before

@@ -215,7 +215,7 @@ def test_rejection_keeps_bytes_and_says_where_from(small_model: Path) -> None:
         "source_offset": b"0",
     }
     counts = {outcome: counter._value.get() for outcome, counter in loop._metrics.transactions_total.items()}
-    assert counts == {"scored": 1, "rejected": 1, "skipped": 1}
+    assert counts == {"scored": 1, "rejected": 1, "skipped": 1, "orphaned": 0, "announced": 0}
     assert kafka.group_offsets == {0: 3}
 
 
