@@ -179,7 +179,7 @@ CATALOGUE = (
         "Time the last start spent on loading the account state and replaying to the committed offsets.",
     ),
     Spec("restore_replayed", "gauge", (), "transactions", "Messages that the last start replayed without scoring."),
-    Spec("standby", "gauge", (), "", "1 while this replica waits for another one's place, else 0."),
+    Spec("standby", "gauge", (), "replicas", "1 while this replica waits for another one's place, else 0."),
     Spec("retractions_total", "counter", (), "transactions", "Scores retracted because their block was orphaned."),
     Spec(
         "undo_blocks",

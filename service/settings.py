@@ -8,8 +8,6 @@ import difflib
 import math
 import os
 import re
-import stat
-import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from features.errors import UsageError
+from service import setting_files
 from service.node_settings import NodeSettings
 
 PREFIX = "FALCONET_"
@@ -37,10 +36,6 @@ BREAKER_SHARE = 0.5
 BREAKER_WINDOW = 1000
 """At most so many times the share are blocked before the breaker opens: half a second at 1,000 a second."""
 
-FILE_BYTES_MAX = 65_536
-"""A file that names every setting has 6 KB."""
-
-SECRET_BYTES_MAX = 4096
 SECRET = {"secret": True}
 _MASK = "***"
 
@@ -271,7 +266,7 @@ def load(
         config = Path(environment[CONFIG_VARIABLE])
         place = f"{config} (from {CONFIG_VARIABLE})"
     if config is not None:
-        for name, value in _read_toml(config, place).items():
+        for name, value in setting_files.read_toml(config, place).items():
             _check_known(name, place)
             values[name] = _convert(name, value, f"{name} in {place}")
     for variable, text in environment.items():
@@ -304,7 +299,7 @@ def _checked(values: dict[str, object]) -> Settings:
         if file is not None:
             if values.get(name) is not None:
                 raise UsageError(f"{name} and {name}_file are both set; set one of them")
-            values[name] = _read_secret(f"{name}_file", str(file))
+            values[name] = setting_files.read_secret(f"{name}_file", str(file))
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
     _check_login(settings)
     if 0 < settings.drift_rows < DRIFT_ROWS_MIN:
@@ -341,45 +336,6 @@ def _check_login(settings: Settings) -> None:
             f"{files[0]} is set but security_protocol {settings.security_protocol} does not encrypt;"
             " set SSL or SASL_SSL"
         )
-
-
-def _read_toml(path: Path, place: str) -> dict[str, Any]:
-    try:
-        content = _read_plain(path, FILE_BYTES_MAX + 1)
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the settings file {place}: {error}") from error
-    if len(content) > FILE_BYTES_MAX:
-        raise UsageError(f"the settings file {place} has more than {FILE_BYTES_MAX} bytes")
-    try:
-        return tomllib.loads(text)
-    # A number of thousands of digits is a plain ValueError; brackets without end are a RecursionError.
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the settings file {place} is not TOML: {error}") from error
-
-
-def _read_plain(path: Path, n_bytes: int) -> bytes:
-    """Return the first bytes of a plain file; of a pipe, which might never bring any, an OSError."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("it is no plain file")
-        return file.read(n_bytes)
-
-
-def _read_secret(name: str, path: str) -> str:
-    try:
-        text = _read_plain(Path(path), SECRET_BYTES_MAX + 1).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        # The decoder's own message would quote a byte of the secret.
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise UsageError(f"cannot read {name} {path}: {reason}") from None
-    if len(text.encode()) > SECRET_BYTES_MAX:
-        raise UsageError(f"{name} {path} holds more than {SECRET_BYTES_MAX} bytes: it is no password")
-    # Editors and `echo` end a file with a newline that is no part of the password; more of them may be.
-    secret = text.removesuffix("\n").removesuffix("\r")
-    if not secret:
-        raise UsageError(f"{name} {path} is empty")
-    return secret
 
 
 def _check_known(name: str, place: str) -> None:

@@ -196,34 +196,8 @@ def _trouble(runbook: Runbook) -> list[Any]:
     ]
 
 
-def _use(runbook: Runbook) -> list[Any]:
+def _snapshots(runbook: Runbook) -> list[Any]:
     return [
-        lines(
-            "How full the state is",
-            "Accounts and pairs against what fits. When the accounts are full, the stalest are forgotten.",
-            [
-                Query(f"max(falconet_state_accounts{{{HERE}}} / falconet_state_accounts_max{{{HERE}}})", "accounts"),
-                Query(f"max(falconet_state_pairs{{{HERE}}} / falconet_state_pairs_max{{{HERE}}})", "pairs"),
-            ],
-            unit="percentunit",
-            levels=Levels(warning=0.8, bad=0.9),
-            runbook=runbook("FalconetStateNearlyFull"),
-        ),
-        lines(
-            "Forgotten accounts",
-            "Accounts a second that made room for others. Harmless while the table holds more than 30 days.",
-            [Query(f"sum(rate(falconet_state_evictions_total{{{HERE}}}[{RATE}]))", "forgotten")],
-            unit="cps",
-            runbook=runbook("FalconetForgetsTooSoon"),
-        ),
-        lines(
-            "Start with a saved state",
-            "Time the last start spent on loading the account state and replaying to the committed offsets; part of an "
-            "outage.",
-            [Query(f"max by (instance) (falconet_restore_seconds{{{HERE}}})", "{{instance}}")],
-            unit="s",
-            levels=Levels(warning=10, bad=60),
-        ),
         lines(
             "Age of the snapshot",
             "How old the past is that a restart would begin with; what came after it is replayed.",
@@ -252,6 +226,38 @@ def _use(runbook: Runbook) -> list[Any]:
             ],
             unit="short",
         ),
+    ]
+
+
+def _use(runbook: Runbook) -> list[Any]:
+    return [
+        lines(
+            "How full the state is",
+            "Accounts and pairs against what fits. When the accounts are full, the stalest are forgotten.",
+            [
+                Query(f"max(falconet_state_accounts{{{HERE}}} / falconet_state_accounts_max{{{HERE}}})", "accounts"),
+                Query(f"max(falconet_state_pairs{{{HERE}}} / falconet_state_pairs_max{{{HERE}}})", "pairs"),
+            ],
+            unit="percentunit",
+            levels=Levels(warning=0.8, bad=0.9),
+            runbook=runbook("FalconetStateNearlyFull"),
+        ),
+        lines(
+            "Forgotten accounts",
+            "Accounts a second that made room for others. Harmless while the table holds more than 30 days.",
+            [Query(f"sum(rate(falconet_state_evictions_total{{{HERE}}}[{RATE}]))", "forgotten")],
+            unit="cps",
+            runbook=runbook("FalconetForgetsTooSoon"),
+        ),
+        lines(
+            "Start with a saved state",
+            "Time the last start spent on loading the account state and replaying to the committed offsets; part of an "
+            "outage.",
+            [Query(f"max by (instance) (falconet_restore_seconds{{{HERE}}})", "{{instance}}")],
+            unit="s",
+            levels=Levels(warning=10, bad=60),
+        ),
+        *_snapshots(runbook),
         lines(
             "Memory",
             "Resident memory of the process. It is taken at the start, by the settings accounts_max and pairs_max.",
