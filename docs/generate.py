@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from deploy.prometheus import alerts, objectives
 from features import schema, transaction
 from models import evaluate, report
-from service import archiver, bench, cli, ingest_metrics, messages, metrics, settings
+from service import archiver, bench, catalogue, cli, ingest_metrics, messages, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
@@ -81,7 +81,7 @@ def commands_table() -> str:
 
 def metrics_table() -> str:
     """Return every metric the service exposes."""
-    return metrics.markdown_table()
+    return catalogue.markdown_table()
 
 
 def record_table(record: type[msgspec.Struct]) -> str:
@@ -195,7 +195,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "settings": settings.markdown_table,
     "metrics": metrics_table,
-    "ingest-metrics": lambda: metrics.markdown_table(ingest_metrics.CATALOGUE),
+    "ingest-metrics": lambda: catalogue.markdown_table(ingest_metrics.CATALOGUE),
     "objectives": objectives_table,
     "alerts": alerts_table,
     "archive": archive_table,

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
 from features.errors import Fault
-from service.metrics import PREFIX, SECONDS_BUCKETS, Spec
+from service.catalogue import PREFIX, Spec
+from service.metrics import SECONDS_BUCKETS
 
 Method = Literal[
     "web3_clientVersion",

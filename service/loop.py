@@ -69,6 +69,9 @@ class Patience:
         self._outage_s = outage_s
         self._drain_s = drain_s
         self._since: float | None = None
+        self.trouble: str | None = None
+        """What failed last, None where it works."""
+
         self._stopping_since: float | None = None
 
     def stop(self) -> None:
@@ -80,7 +83,7 @@ class Patience:
         """End an outage."""
         if self._since is not None:
             log.warning("outage over after_s=%.1f", time.monotonic() - self._since)
-        self._since = None
+        self._since = self.trouble = None
 
     def failed(self, error: OutageError) -> None:
         """Note a failure.
@@ -89,6 +92,7 @@ class Patience:
             OutageError: The outage lasts longer than allowed.
         """
         now = time.monotonic()
+        self.trouble = str(error)
         if self._since is None:
             self._since = now
             log.warning("outage retried_for_s=%g error=%s", self._outage_s, error)
@@ -161,6 +165,11 @@ class Loop:
         self._lag_at_s = self._heard_at_s = time.monotonic()
         self.offsets = dict(offsets)
         self._n_trips, self._is_held = pipeline.breaker.n_trips, pipeline.breaker.is_open
+
+    @property
+    def outage(self) -> str | None:
+        """What Kafka does not do, None where it does; from any thread."""
+        return self._patience.trouble
 
     @property
     def unsettled(self) -> list[Batch]:

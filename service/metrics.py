@@ -1,6 +1,6 @@
 """Every metric of the process in one object, and the page that Prometheus scrapes.
 
-`CATALOGUE` alone names the metrics: `Metrics` makes each from it, and the docs' table is rendered from it.
+`service/catalogue.py` alone names them.
 Counting is done once a batch, never once a transaction: prometheus_client's own histogram costs about 1 µs an
 observation, a tenth of a core at 100,000 transactions a second.
 """
@@ -17,7 +17,6 @@ from typing import Literal, Protocol, get_args
 from wsgiref.simple_server import WSGIServer
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
@@ -35,8 +34,7 @@ from prometheus_client.utils import floatToGoString
 
 from features import schema
 from features.errors import Reason, UsageError
-
-PREFIX = "falconet_"
+from service.catalogue import CATALOGUE, PREFIX, Spec
 
 Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
 Role = Literal["student", "teacher", "candidate"]
@@ -74,131 +72,6 @@ SCORE_BUCKETS = (
 )
 """Fine near 0, where nearly all traffic lies at a real prevalence below 1 in 1,000, and near 1, where it is blocked."""
 
-
-class Spec(Struct, frozen=True):
-    """One row of the catalogue."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram", "info"]
-    labels: tuple[str, ...]
-    unit: str
-    sentence: str
-
-
-CATALOGUE = (
-    Spec("stage_seconds", "histogram", ("stage",), "seconds", "Time of a stage per transaction: its batch's share."),
-    Spec(
-        "decision_seconds",
-        "histogram",
-        (),
-        "seconds",
-        "From the return of poll to the score handed to the producer, per transaction, waiting in the batch included.",
-    ),
-    Spec(
-        "end_to_end_seconds",
-        "histogram",
-        (),
-        "seconds",
-        "From the Kafka timestamp of a transaction to the commit of its score.",
-    ),
-    Spec("inference_seconds", "histogram", ("model",), "seconds", "Time a model takes per transaction."),
-    Spec("model_info", "info", ("model", "name", "version", "digest"), "", "The models in use, always 1."),
-    Spec("model_bytes", "gauge", ("model",), "bytes", "Size of a model's file."),
-    Spec("model_reloads_total", "counter", ("outcome",), "models", "Newly promoted models, by what became of them."),
-    Spec("transactions_total", "counter", ("outcome",), "messages", "Messages read, by what became of them."),
-    Spec("decisions_total", "counter", ("decision",), "transactions", "Scored transactions, by decision."),
-    Spec(
-        "alert_reasons_total",
-        "counter",
-        ("reason",),
-        "transactions",
-        "Transactions that were not allowed, by what says most: `listed`, else the feature of a broken rule, else the "
-        "one that raised the model's risk most.",
-    ),
-    Spec("list_hits_total", "counter", ("list",), "addresses", "Listed senders and recipients, by screening list."),
-    Spec(
-        "breaker_open",
-        "gauge",
-        (),
-        "breakers",
-        "1 while the circuit breaker is open: so much is flagged that nothing is blocked; else 0.",
-    ),
-    Spec("breaker_share", "gauge", (), "ratio", "Share of the breaker's window that was meant not to be allowed."),
-    Spec("breaker_trips_total", "counter", (), "openings", "How often the circuit breaker has opened."),
-    Spec(
-        "breaker_held_total",
-        "counter",
-        (),
-        "transactions",
-        "Scored transactions at which the circuit breaker was open.",
-    ),
-    Spec("score", "histogram", (), "probability", "Distribution of the scores."),
-    Spec("candidate_score", "histogram", (), "probability", "Distribution of the candidate's scores."),
-    Spec(
-        "candidate_decisions_total",
-        "counter",
-        ("champion", "candidate"),
-        "transactions",
-        "Scored transactions, by the decision taken and the one the candidate would have taken.",
-    ),
-    Spec(
-        "drift_psi",
-        "gauge",
-        ("feature",),
-        "index",
-        "Population stability index of a feature of the model, or of the score, over the last sampled transactions: "
-        "below 0.1 is stable, above 0.25 is shifted; NaN until 500 are sampled.",
-    ),
-    Spec("consumer_lag_records", "gauge", ("partition",), "records", "Records not read yet, markers included."),
-    Spec(
-        "next_offset",
-        "gauge",
-        ("partition",),
-        "offset",
-        "Offset after the last message that was scored; it stands still where nothing is read.",
-    ),
-    Spec("state_accounts", "gauge", (), "accounts", "Accounts in the account table."),
-    Spec("state_accounts_max", "gauge", (), "accounts", "Accounts that fit into the account table."),
-    Spec("state_pairs", "gauge", (), "pairs", "Sender and recipient pairs in the pair table."),
-    Spec("state_pairs_max", "gauge", (), "pairs", "Sender and recipient pairs that fit into the pair table."),
-    Spec("state_evictions_total", "counter", (), "accounts", "Accounts forgotten because the table was full."),
-    Spec(
-        "snapshot_age_seconds",
-        "gauge",
-        (),
-        "seconds",
-        "Age of the past that a restart would begin with; NaN while there is no snapshot.",
-    ),
-    Spec("snapshots_total", "counter", ("outcome",), "snapshots", "Periodic snapshots, by what became of them."),
-    Spec("snapshot_pause_seconds", "gauge", (), "seconds", "How long the stream waited for the last snapshot."),
-    Spec(
-        "restore_seconds",
-        "gauge",
-        (),
-        "seconds",
-        "Time the last start spent on loading the account state and replaying to the committed offsets.",
-    ),
-    Spec("restore_replayed", "gauge", (), "transactions", "Messages that the last start replayed without scoring."),
-    Spec("standby", "gauge", (), "replicas", "1 while this replica waits for another one's place, else 0."),
-    Spec("retractions_total", "counter", (), "transactions", "Scores retracted because their block was orphaned."),
-    Spec(
-        "undo_blocks",
-        "gauge",
-        (),
-        "blocks",
-        "Newest blocks by which the account state can go back; those without transactions are not counted.",
-    ),
-    Spec("reorgs_refused_total", "counter", (), "reorganisations", "Reorganisations too deep or unclear to follow."),
-    Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
-    Spec(
-        "shadow_dropped_total",
-        "counter",
-        (),
-        "transactions",
-        "Sampled transactions that the shadow model never saw because its queue was full.",
-    ),
-)
-"""In the order in which a transaction meets them."""
 
 _SPECS: Mapping[str, Spec] = MappingProxyType({spec.name: spec for spec in CATALOGUE})
 
@@ -427,12 +300,15 @@ class Metrics:
         """Say of which time, in Unix seconds, the past is that a restart would begin with."""
         self._snapshot_at_s = at_s
 
+    def resume_evictions(self, n_evicted: int) -> None:
+        """Count the evictions of this process alone, where a loaded table brings a running count with it."""
+        self._n_evicted = n_evicted
+
     def set_state(self, *, n_accounts: int, n_pairs: int, n_evicted: int) -> None:
         """Set how full the account state is; `n_evicted` is the table's running count.
 
-        A loaded table goes on counting where it stopped, so the first call belongs before the page is served: a rate
-        then sees no jump at a restart. Where blocks are taken back the running count falls, and what is evicted
-        after that counts again.
+        A loaded table goes on counting where it stopped: see `resume_evictions`. Where blocks are taken back the
+        running count falls, and what is evicted after that counts again.
         """
         self._accounts.set(n_accounts)
         self._pairs.set(n_pairs)
@@ -499,12 +375,3 @@ def serve(metrics: Exposed, *, host: str, port: int) -> Endpoint:
             f"cannot serve metrics on {host}:{port}: {error.strerror or error}; set metrics_host and metrics_port"
         ) from error
     return Endpoint(server, thread)
-
-
-def markdown_table(catalogue: Sequence[Spec] = CATALOGUE) -> str:
-    """Render a catalogue as the Markdown table that the operations page holds, ending in a newline."""
-    lines = ["| Metric | Type | Labels | Unit | Meaning |", "| --- | --- | --- | --- | --- |"]
-    for spec in catalogue:
-        labels = ", ".join(f"`{label}`" for label in spec.labels)
-        lines.append(f"| `{PREFIX}{spec.name}` | {spec.kind} | {labels} | {spec.unit} | {spec.sentence} |")
-    return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ from features.screening import Screening
 from models.drift import Drift
 from models.progress import progress
 from models.scorer import Scorer
-from service import check, drift, kafka, metrics, shadow, trust
+from service import check, drift, http, kafka, shadow, trust
 from service.breaker import Breaker
 from service.capture import Snapshots
 from service.codec import Decoder
@@ -102,9 +102,10 @@ class Service:
         self._watcher: Watcher | None = None
         self._snapshots: Snapshots | None = None
         self._recovery: Recovery | None = None
+        self._pipeline: Pipeline | None = None
         self.metrics = Metrics()
         self.metrics_port = 0
-        """Where the metrics page is served, once `ready` is set."""
+        """Where HTTP is served, once `ready` is set or it is a standby."""
 
         self.is_standby = False
         """Whether it waits for another replica to leave the group."""
@@ -126,12 +127,23 @@ class Service:
         if self._watcher is not None:
             self._watcher.wake()
 
+    def unready(self) -> list[str]:
+        """Return why no transactions are being scored, empty where they are; from any thread."""
+        if self._stop.is_set():
+            return ["stopping"]
+        if self.is_standby:
+            return [f"standby: another replica holds the place in group {self._settings.group_id!r}"]
+        if not self.ready.is_set() or self._loop is None:
+            return ["starting"]
+        return [] if self._loop.outage is None else [f"outage: {self._loop.outage}"]
+
     def run(self) -> None:
         """Start, serve until stopped, save the state. For errors see `serve`."""
         started_s = time.perf_counter()
         with ExitStack() as stack:
             built = self._build(stack)
-            pipeline = built.pipeline
+            pipeline = self._pipeline = built.pipeline
+            self._serve_http(stack)
             with progress() as tell:
                 recovery = self._recovery = Recovery(self._settings, pipeline, self.metrics, tell=tell)
                 client = self._take_place(stack, recovery)
@@ -140,7 +152,7 @@ class Service:
                 return
             stack.callback(self._snapshots.close)
             self._loop.watch_drift(built.drift)
-            self._serve_metrics(stack, pipeline)
+            self._show_state(pipeline)
             log.info("serving offsets=%s started_in_s=%.2f", self._loop.offsets, time.perf_counter() - started_s)
             if self._stop.is_set():
                 self._loop.stop()
@@ -274,14 +286,20 @@ class Service:
 
         stack.callback(close)
 
-    def _serve_metrics(self, stack: ExitStack, pipeline: Pipeline) -> None:
+    def _serve_http(self, stack: ExitStack) -> None:
+        settings = self._settings
+        site = http.Site(settings, self.metrics, unready=self.unready, pipeline=lambda: self._pipeline)
+        server = http.serve(site, host=settings.metrics_host, port=settings.metrics_port)
+        stack.callback(server.close)
+        self.metrics_port = server.port
+
+    def _show_state(self, pipeline: Pipeline) -> None:
         settings, accounts, breaker = self._settings, pipeline.accounts, pipeline.breaker
         self.metrics.set_breaker(is_open=breaker.is_open, share=breaker.share, n_trips=breaker.n_trips)
         self.metrics.set_limits(accounts_max=settings.accounts_max, pairs_max=settings.pairs_max)
+        # The page is served since before the state was loaded: a rate would see its count as a jump.
+        self.metrics.resume_evictions(accounts.n_evicted)
         self.metrics.set_state(n_accounts=accounts.n_accounts, n_pairs=accounts.n_pairs, n_evicted=accounts.n_evicted)
-        endpoint = metrics.serve(self.metrics, host=settings.metrics_host, port=settings.metrics_port)
-        stack.callback(endpoint.close)
-        self.metrics_port = endpoint.port
 
     def _serve(self, loop: Loop, snapshots: Snapshots) -> None:
         """Run the loop, and save the past with what could not be committed of it."""

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from features.errors import UsageError
 from service import setting_files
-from service.node_settings import NodeSettings
+from service.http_settings import HttpSettings
 
 PREFIX = "FALCONET_"
 CONFIG_VARIABLE = "FALCONET_CONFIG"
@@ -50,7 +50,7 @@ _HOST = Meta(min_length=1, extra={"range": "a host name or an IP address"})
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 
 
-class Settings(NodeSettings, frozen=True, kw_only=True):
+class Settings(HttpSettings, frozen=True, kw_only=True):
     """What an operator may change; make it with `load`, which checks types, ranges and how settings go together."""
 
     bootstrap_servers: Annotated[
@@ -210,9 +210,9 @@ class Settings(NodeSettings, frozen=True, kw_only=True):
         "transactions.checkpoint"
     )
 
-    metrics_host: Annotated[str, _HOST, Meta(description="Address that the metrics page listens on.")] = "127.0.0.1"
+    metrics_host: Annotated[str, _HOST, Meta(description="Address that the HTTP server listens on.")] = "127.0.0.1"
     metrics_port: Annotated[
-        int, Meta(ge=0, le=65_535, description="Port of the metrics page; 0 takes any free one.")
+        int, Meta(ge=0, le=65_535, description="Port of the HTTP server; 0 takes any free one.")
     ] = 9464
     session_seconds: Annotated[
         float,
@@ -284,7 +284,7 @@ def load(
 def markdown_table() -> str:
     """Render every setting as the Markdown table that the operations page holds, one line each, ending in a newline."""
     lines = ["| Setting | Environment | Default | Range | Meaning |", "| --- | --- | --- | --- | --- |"]
-    apart = set(NodeSettings.__struct_fields__)
+    apart = set(HttpSettings.__struct_fields__)
     for field in sorted(msgspec.structs.fields(Settings), key=lambda field: field.name in apart):
         default = _default_text(field.default)
         cells = (f"`{field.name}`", f"`{PREFIX}{field.name.upper()}`", default, _range(field.name))
@@ -299,7 +299,7 @@ def _checked(values: dict[str, object]) -> Settings:
         if file is not None:
             if values.get(name) is not None:
                 raise UsageError(f"{name} and {name}_file are both set; set one of them")
-            values[name] = setting_files.read_secret(f"{name}_file", str(file))
+            values[name] = _convert(name, setting_files.read_secret(f"{name}_file", str(file)), f"{name}_file {file}")
     settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type
     _check_login(settings)
     if 0 < settings.drift_rows < DRIFT_ROWS_MIN:

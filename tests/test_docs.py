@@ -13,7 +13,7 @@ from docs import generate
 from features import errors
 from features.errors import Reason
 from models import compact, registry
-from service import cli, codec, ingest_metrics, metrics
+from service import catalogue, cli, codec, ingest_metrics
 from service.messages import Rejection, Source
 from service.settings import PREFIX, Settings
 
@@ -87,7 +87,7 @@ def test_topics_carry_their_default_names() -> None:
 def test_named_metrics_settings_and_files_exist(page: Path) -> None:
     """A metric, an environment variable, a file and a link that a page names is there."""
     text = page.read_text(encoding="utf-8")
-    known_metrics = {metrics.PREFIX + spec.name for spec in (*metrics.CATALOGUE, *ingest_metrics.CATALOGUE)}
+    known_metrics = {catalogue.PREFIX + spec.name for spec in (*catalogue.CATALOGUE, *ingest_metrics.CATALOGUE)}
     known_variables = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)} | OUTSIDE_SETTINGS
     files = re.findall(r"\b((?:features|models|service|tests|deploy|docs)/[\w/.-]+\.(?:py|md|json|xml|yaml))\b", text)
     links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]

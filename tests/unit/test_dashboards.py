@@ -17,8 +17,9 @@ from deploy.prometheus import objectives
 from deploy.prometheus.alerts import ALERTS
 from deploy.prometheus.conditions import RUNBOOKS
 from service import ingest_metrics
+from service.catalogue import CATALOGUE, PREFIX
 from service.ingest_metrics import IngestMetrics
-from service.metrics import CATALOGUE, PREFIX, Metrics
+from service.metrics import Metrics
 from tests import servers, watching
 
 ROOT = generate.DEPLOY.parent

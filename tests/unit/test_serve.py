@@ -11,6 +11,7 @@ from service.serve import Service
 from service.settings import Settings
 from tests import registries
 from tests.fakes import FakeKafka
+from tests.sites import ask
 
 
 class Clients:
@@ -85,3 +86,34 @@ def until_refused(service: Service) -> None:
     """Stop the service once it has refused the version that is not there."""
     if service.metrics.model_reloads_total["refused"]._value.get():
         service.stop()
+
+
+def test_ready_tells_what_the_replica_does(tmp_path: Path, small_model: Path) -> None:
+    """A standby answers that it waits, the same replica is ready once it serves, and then that it stops."""
+    fake = FakeKafka()
+    told: list[tuple[int, list[str]]] = []
+
+    def look() -> None:
+        reply = ask(f"http://127.0.0.1:{service.metrics_port}/ready", token=None)
+        told.append((reply.status, reply.json["reasons"]))
+
+    def n_members() -> int:
+        if service.is_standby:
+            look()
+        return 0 if service.is_standby else 1
+
+    def empty() -> None:
+        look()
+        service.stop()
+        look()
+
+    service = Service(settings(tmp_path, small_model), connect=Clients(fake).connect)
+    fake.n_members = n_members  # type: ignore[method-assign]
+    fake.on_empty = empty
+    service.run()
+
+    assert told == [
+        (503, ["standby: another replica holds the place in group 'falconet'"]),
+        (200, []),
+        (503, ["stopping"]),
+    ]
