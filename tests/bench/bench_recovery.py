@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from models import report
@@ -115,7 +115,7 @@ class World:
         reader = Consumer({"bootstrap.servers": self.address, "group.id": self.name})
         place = TopicPartition(f"{self.name}.transactions", 0)
         with contextlib.closing(reader):
-            self._until(process, lambda: reader.committed([place], timeout=10)[0].offset >= n)
+            self._until(process, lambda: _committed(reader, place) >= n)
 
     def until_logged(self, process: Process, text: str) -> str:
         """Wait for a line of the log and return all of it."""
@@ -128,6 +128,14 @@ class World:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the service did not go on:\n{self.log.read_text()[-3000:]}")
             time.sleep(0.02)
+
+
+def _committed(reader: Consumer, place: TopicPartition) -> int:
+    """Return the group's offset, -1 while its coordinator is starting."""
+    try:
+        return int(reader.committed([place], timeout=10)[0].offset)
+    except KafkaException:
+        return -1
 
 
 def end(process: Process, number: signal.Signals) -> None:
