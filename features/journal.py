@@ -287,6 +287,7 @@ class Journal:
             StateError: They do not fit together.
         """
         if "undo_index" not in arrays:
+            self._clear()
             self._is_whole = False
             return
         words, starts = arrays["undo_words"], arrays["undo_frames"]
@@ -299,12 +300,22 @@ class Journal:
             raise StateError(f"saved journal has {n} transactions, but {starts.shape} frames of {words.dtype} words")
         if any(len(block.counts) != self.n_partitions for block in index.announced.values()):
             raise StateError(f"saved journal is of another number of partitions than {self.n_partitions}")
+        # A standby restores one snapshot after the other.
+        self._clear()
         self._load(words.view(np.uint64), starts.view(np.int64))
         self._is_whole, self._floor = index.whole, index.floor
         for stretch in index.stretches:
             self._append(stretch)
         self._announced = index.announced
         self._trim()
+
+    def _clear(self) -> None:
+        self._stretches.clear()
+        self._numbers.clear()
+        self._n_transactions = 0
+        self._is_whole, self._floor = True, -1
+        self._announced = {}
+        self._accounts.table.frames[: undo.COUNTERS] = 0
 
     def _load(self, words: NDArray[np.uint64], starts: NDArray[np.int64]) -> None:
         """Fill the log; of what is more than it holds, the newest."""
