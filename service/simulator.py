@@ -4,7 +4,8 @@ Each inhabitant is a generator that acts on the world and yields the seconds unt
 order of time and gathers what they sent into blocks 12 s apart. The people live in `service/people.py`, the frauds in
 `service/frauds.py`. The same seed gives the same stream, and a longer stream begins with the shorter one.
 
-It shows the service at work and loads it. It is no evidence of accuracy: its frauds are drawn from their descriptions.
+It shows the service at work, loads it, and lends training the kinds of fraud that have no labels. It is no evidence of
+accuracy: its frauds are drawn from their descriptions.
 """
 
 import bisect

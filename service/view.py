@@ -232,9 +232,9 @@ def summary(moment: Moment, *, source: str, is_simulated: bool, n_listed: int) -
 def _simulated_words(source: str, n_listed: int) -> list[str]:
     return [
         f"This traffic was simulated ({source}): the recalls show that the path works, not how good the model is.",
-        "The model was trained on real phishing that carries ether; it has never seen the simulator, and of the other",
-        f"kinds no labels. The service knew {n_listed:,} of the frauds' addresses from a list, each from a time after",
-        "its first fraud. Fraud is far more frequent here than on a real chain.",
+        "The model was trained on real phishing that carries ether and, for 3 % of the weight, on other streams of",
+        f"this simulator. The service knew {n_listed:,} of the frauds' addresses from a list, each from a time",
+        "after its first fraud. Fraud is far more frequent here than on a real chain.",
     ]
 
 
