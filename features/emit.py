@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from features import schema
-from features.compiled import compiled
+from features.compiled import inlined
 from features.observe import (
     significant_digits,
     weights,
@@ -63,7 +63,7 @@ _OVER_IN, _TOKEN_SEEN, _EXPOSURE = _SIDE("amount_over_in"), _SIDE("token_in_30d"
 _SIDE_LENGTH = len(schema.SENDER_FEATURES)
 
 
-@compiled
+@inlined
 def share(part, whole):
     """Return part / whole, NaN without a whole.
 
@@ -73,13 +73,13 @@ def share(part, whole):
     return part / whole if whole > TINY else math.nan
 
 
-@compiled
+@inlined
 def balance(received, paid):
     """Return (received - paid) / (received + paid), NaN without either."""
     return share(received - paid, received + paid)
 
 
-@compiled
+@inlined
 def distinct(words, current, previous, behind):
     """Estimate the distinct accounts in two bitmaps, `behind` periods after the current one was current."""
     bits = words[current] | words[previous] if behind <= 0 else (words[current] if behind == 1 else np.uint64(0))
@@ -90,7 +90,7 @@ def distinct(words, current, previous, behind):
     return _LINEAR[n]
 
 
-@compiled
+@inlined
 def emit_unknown(row, start, known_s):
     """Write a side without an account: zero where the watched past says so, NaN elsewhere."""
     for j in range(start, start + _SIDE_LENGTH):
@@ -108,7 +108,7 @@ def emit_unknown(row, start, known_s):
             row[start + j] = 0.0
 
 
-@compiled
+@inlined
 def emit_moments(row, j, total, squares, n):
     """Write mean and standard deviation of what was summed; both stay NaN without any."""
     if n > TINY:
@@ -117,7 +117,7 @@ def emit_moments(row, j, total, squares, n):
         row[j + 1] = math.sqrt(max(squares / n - mean * mean, 0.0))
 
 
-@compiled
+@inlined
 def emit_means(row, start, s, time, last_in):
     """Write what an account's payments are like on average, whenever they were: sizes, intervals, roundness."""
     for way in range(2):
@@ -133,7 +133,7 @@ def emit_means(row, start, s, time, last_in):
         row[start + _GAP + 4] = math.log10(1.0 + max(time - last_in, 0)) - row[start + _GAP]
 
 
-@compiled
+@inlined
 def emit_side(table, slot, row, start, amount, time, has_lists, w):
     """Write one side's columns from its account as it stood before this transaction."""
     s, times, words = table.f32[slot], table.u32[slot], table.u64[slot]
@@ -185,7 +185,7 @@ def emit_side(table, slot, row, start, amount, time, has_lists, w):
         row[start + _EXPOSURE + 1] = share(s[PASSED], s[SUMS + 14])
 
 
-@compiled
+@inlined
 def emit_transaction(row, amount, flags, input_bytes, is_self):
     """Write the columns of the transaction itself and return the digits of its amount."""
     row[0] = amount
@@ -201,7 +201,7 @@ def emit_transaction(row, amount, flags, input_bytes, is_self):
     return digits
 
 
-@compiled
+@inlined
 def emit_pair(table, row, start, pair, spare, alike, time):
     """Write one direction of the pair's history; no payment means none only where the bucket's past is known."""
     bucket = spare - spare % PAIR_WAYS

@@ -3,7 +3,7 @@
 import numpy as np
 
 from features import schema
-from features.compiled import compiled
+from features.compiled import compiled, inlined
 from features.emit import (
     emit_pair,
     emit_side,
@@ -34,7 +34,7 @@ from features.transaction import (
 from features.undo import begin, end, remember_account
 
 
-@compiled
+@inlined
 def start(table, time):
     """Begin to watch at the first record's time, unless the table was told since when it watches."""
     if table.meta[STARTED] == 0:
@@ -43,7 +43,7 @@ def start(table, time):
         table.meta[SINCE] = time
 
 
-@compiled
+@inlined
 def observe(
     table, record, amount, digits, sender, recipient, sender_hash, recipient_hash, pair, spare, tag, sender_lists, w
 ):

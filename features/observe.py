@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from features.compiled import compiled
+from features.compiled import inlined
 from features.table import (
     APPROVALS,
     BUCKET_HORIZON,
@@ -74,7 +74,7 @@ from features.transaction import (
 from features.undo import remember_pair
 
 
-@compiled
+@inlined
 def significant_digits(amount):
     """Return how many decimal digits write an amount, 1 to 4, 5 for more, NaN for none.
 
@@ -91,7 +91,7 @@ def significant_digits(amount):
     return float(DIGITS_MAX)
 
 
-@compiled
+@inlined
 def weights(elapsed_s, out):
     """Write 2**-(elapsed / half-life) for the four half-lives; two exponentials and products give all four."""
     if elapsed_s <= 0.0:
@@ -107,14 +107,14 @@ def weights(elapsed_s, out):
     out[0], out[1], out[2], out[3] = e8 * e8 * e8, day1, day7, day30
 
 
-@compiled
+@inlined
 def decayed(x, weight):
     """Return the sum x after its weight fell."""
     y = x * weight
     return np.float32(0.0) if abs(y) < TINY else np.float32(y)
 
 
-@compiled
+@inlined
 def shift_epoch(table, slot, epoch):
     """Move an account's two periods forward until the current one is `epoch`."""
     behind = epoch - np.int64(table.u32[slot, EPOCH])
@@ -130,7 +130,7 @@ def shift_epoch(table, slot, epoch):
     table.u32[slot, EPOCH] = epoch
 
 
-@compiled
+@inlined
 def advance(table, slot, time, w):
     """Decay an account's sums to `time`; a late time changes nothing."""
     elapsed = time - np.int64(table.u32[slot, UPDATED])
@@ -150,7 +150,7 @@ def advance(table, slot, time, w):
     table.u32[slot, UPDATED] = time
 
 
-@compiled
+@inlined
 def observe_pair(table, row, spare, tag, other, amount, time):
     """Make a contact part of the pair's past; a payment of value 0 or of tokens counts as a contact only.
 
@@ -182,7 +182,7 @@ def observe_pair(table, row, spare, tag, other, amount, time):
     table.pairs_u32[row, PAIR_LAST] = max(table.pairs_u32[row, PAIR_LAST], np.uint32(time))
 
 
-@compiled
+@inlined
 def observe_side(table, slot, incoming, amount, digits, time, other, is_first, w):
     """Add a payment of `amount` > 0 to one side's sums."""
     s = table.f32[slot]
@@ -221,7 +221,7 @@ def observe_side(table, slot, incoming, amount, digits, time, other, is_first, w
         s[j] = max(s[j], np.float32(amount))
 
 
-@compiled
+@inlined
 def observe_onward(table, slot, time, w):
     """Add the time from the last receipt to this payment; a payment before that receipt has none."""
     last_in = np.int64(table.u32[slot, LAST_IN])
@@ -232,14 +232,14 @@ def observe_onward(table, slot, time, w):
     table.f32[slot, ONWARD_COUNT] += np.float32(w[3])
 
 
-@compiled
+@inlined
 def observe_minor(table, slot, word, time, w):
     """Count an event that moves no ether: a token transfer, a call, a failure, an approval."""
     weights(float(np.int64(table.u32[slot, UPDATED]) - time), w)
     table.f32[slot, word] += np.float32(w[3])
 
 
-@compiled
+@inlined
 def observe_exposure(table, slot, sender, amount, time, flagged, w):
     """Add a receipt from a flagged sender, or the share of the sender's own receipts that was flagged."""
     weights(float(np.int64(table.u32[slot, UPDATED]) - time), w)
@@ -252,7 +252,7 @@ def observe_exposure(table, slot, sender, amount, time, flagged, w):
             table.f32[slot, PASSED] += np.float32(w[3] * amount * passed)
 
 
-@compiled
+@inlined
 def observe_sender(table, slot, flags, amount, digits, time, recipient_hash, is_first, w):
     """Make the transaction part of the sender's past."""
     advance(table, slot, time, w)
@@ -268,7 +268,7 @@ def observe_sender(table, slot, flags, amount, digits, time, recipient_hash, is_
             observe_minor(table, slot, APPROVALS, time, w)
 
 
-@compiled
+@inlined
 def observe_recipient(table, slot, sender, flags, amount, digits, time, sender_hash, is_first, sender_lists, w):
     """Make the transaction part of the recipient's past; a failed one moved nothing."""
     advance(table, slot, time, w)
@@ -282,7 +282,7 @@ def observe_recipient(table, slot, sender, flags, amount, digits, time, sender_h
         observe_minor(table, slot, TOKEN_IN if flags & IS_TOKEN else ZERO_IN, time, w)
 
 
-@compiled
+@inlined
 def merge_account(table, slot, other, other_slot, w):
     """Add another table's record of the same account to this one's: the result is what one table would hold.
 
@@ -305,7 +305,7 @@ def merge_account(table, slot, other, other_slot, w):
         table.u32[slot, j] = max(table.u32[slot, j], other.u32[other_slot, j])
 
 
-@compiled
+@inlined
 def merge_accounts(table, other, w):
     """Merge every account of `other` into `table`; `other` is decayed on the way and must be thrown away.
 
@@ -335,7 +335,7 @@ def merge_accounts(table, other, w):
             merge_account(table, slot, other, other_slot, w)
 
 
-@compiled
+@inlined
 def merge_pairs(table, other):
     """Merge every pair of `other` into `table`; both have the same number of rows."""
     for row in range(other.pairs_u64.shape[0]):

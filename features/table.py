@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.compiled import compiled
+from features.compiled import inlined
 from features.undo import remember_account, remember_slot
 
 WORDS = 64
@@ -81,7 +81,7 @@ class Table(NamedTuple):
     """Counters of the ring, then where each transaction begins in it, a power of two of them."""
 
 
-@compiled
+@inlined
 def mix(h):
     """Finalise a 64-bit hash (splitmix64)."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -89,19 +89,19 @@ def mix(h):
     return h ^ (h >> np.uint64(31))
 
 
-@compiled
+@inlined
 def hash_key(a, b, c):
     """Hash an address given as three words, the third of 32 bits."""
     return mix(a * np.uint64(0x9E3779B97F4A7C15) ^ mix(b + np.uint64(0xD6E8FEB86659FD93)) ^ mix(c + np.uint64(1)))
 
 
-@compiled
+@inlined
 def visual(a, c):
     """Return the first and last four hex digits of an address, what people compare."""
     return (a & np.uint64(0xFFFF)) | ((c >> np.uint64(16)) << np.uint64(16))
 
 
-@compiled
+@inlined
 def find(table, a, b, c, h):
     """Return the slot of an account, -1 if the table has none."""
     mask = np.uint64(table.slots.size - 1)
@@ -119,7 +119,7 @@ def find(table, a, b, c, h):
         position = (position + np.uint64(1)) & mask
 
 
-@compiled
+@inlined
 def is_indexed(table, n):
     """Return whether the index leads to each of the first n accounts and to nothing else.
 
@@ -139,7 +139,7 @@ def is_indexed(table, n):
     return True
 
 
-@compiled
+@inlined
 def unlink(table, slot):
     """Remove a slot from the index, closing the gap so that probes need no tombstones."""
     mask = np.uint64(table.slots.size - 1)
@@ -162,7 +162,7 @@ def unlink(table, slot):
     table.slots[hole] = 0
 
 
-@compiled
+@inlined
 def evict(table, keep):
     """Free the stalest of the next EVICTION_WINDOW slots (never `keep`) and return it.
 
@@ -183,7 +183,7 @@ def evict(table, keep):
     return victim
 
 
-@compiled
+@inlined
 def insert(table, a, b, c, h, time, keep):
     """Give an account a slot of zeros and return it."""
     if table.meta[N_ACCOUNTS] < table.f32.shape[0]:
@@ -208,7 +208,7 @@ def insert(table, a, b, c, h, time, keep):
     return slot
 
 
-@compiled
+@inlined
 def gives_way(table, row, other):
     """Return whether a pair is given up before another: mere contacts before payments, then the stalest.
 
@@ -221,7 +221,7 @@ def gives_way(table, row, other):
     return table.pairs_u32[row, PAIR_LAST] < table.pairs_u32[other, PAIR_LAST]
 
 
-@compiled
+@inlined
 def find_pair(table, a, c, owner, other):
     """Look for a payment from `owner` to another address.
 
@@ -255,7 +255,7 @@ def find_pair(table, a, c, owner, other):
     return found, alike, spare, tag
 
 
-@compiled
+@inlined
 def listed(table, a, b, c, h, time):
     """Return the bits of the lists on which the address stood at `time`."""
     mask = np.uint64(table.lists.shape[0] - 1)
