@@ -10,6 +10,7 @@ takes the block back; until the others have come, transactions of the block that
 orphaned too. A block that returns after that, as when a chain changes its mind twice, is a block like any other.
 """
 
+from bisect import bisect_right, insort
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,6 +99,9 @@ class Journal:
         self.n_partitions = n_partitions
         self._stretches: deque[Stretch] = deque()
         self._numbers: Counter[int] = Counter()
+        self._heights: list[int] = []
+        """The keys of `_numbers` in ascending order, so that how deep one lies needs no walk over all."""
+
         self._n_transactions = 0
         self._is_whole = True
         self._floor = -1
@@ -238,6 +242,8 @@ class Journal:
             return
         self._stretches.append(stretch)
         if is_ours:
+            if stretch.number not in self._numbers:
+                insort(self._heights, stretch.number)
             self._numbers[stretch.number] += 1
 
     def _drop(self, stretch: Stretch) -> None:
@@ -246,6 +252,7 @@ class Journal:
             self._numbers[stretch.number] -= 1
             if not self._numbers[stretch.number]:
                 del self._numbers[stretch.number]
+                self._heights.remove(stretch.number)
 
     def _trim(self) -> None:
         """Forget what lies deeper than the depth, and what the log no longer holds."""
@@ -260,9 +267,7 @@ class Journal:
     def _is_deep(self, stretch: Stretch) -> bool:
         if stretch.chain_id != self._chain_id:
             return True
-        if len(self._numbers) <= self._depth:
-            return False
-        return sum(number > stretch.number for number in self._numbers) >= self._depth
+        return len(self._heights) - bisect_right(self._heights, stretch.number) >= self._depth
 
     def arrays(self) -> "Arrays":
         """Return what must be saved to continue; the log's words are copied in the order of the ring."""
@@ -312,6 +317,7 @@ class Journal:
     def _clear(self) -> None:
         self._stretches.clear()
         self._numbers.clear()
+        self._heights.clear()
         self._n_transactions = 0
         self._is_whole, self._floor = True, -1
         self._announced = {}
