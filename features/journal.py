@@ -11,7 +11,7 @@ orphaned too. A block that returns after that, as when a chain changes its mind 
 """
 
 from bisect import bisect_right, insort
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +38,7 @@ HALF_ANNOUNCED_MAX = 4096
 Observe = Callable[[NDArray[np.uint64]], object]
 
 
-class Stretch(Struct):
+class Stretch(Struct, gc=False):
     """Transactions of one block that were observed one after another."""
 
     chain_id: int
@@ -98,7 +98,9 @@ class Journal:
         self._depth = depth
         self.n_partitions = n_partitions
         self._stretches: deque[Stretch] = deque()
-        self._numbers: Counter[int] = Counter()
+        self._numbers: dict[int, int] = {}
+        """Of each height, how many stretches are kept."""
+
         self._heights: list[int] = []
         """The keys of `_numbers` in ascending order, so that how deep one lies needs no walk over all."""
 
@@ -118,7 +120,7 @@ class Journal:
         """Whether a block is orphaned on some partitions and not yet on others."""
         return bool(self._announced)
 
-    def note(self, transactions: Sequence[Transaction], keys: Sequence[bytes], decisions: bytes) -> None:
+    def note(self, transactions: Sequence[Transaction], keys: list[bytes], decisions: bytes) -> None:
         """Say what was just observed: each transaction, its key and what was decided on it, in the same order."""
         start, n = 0, len(transactions)
         while start < n:
@@ -129,7 +131,7 @@ class Journal:
                 if block_hash is None and transactions[end].block_number != number:
                     break
                 end += 1
-            self._append(Stretch(chain_id, number, block_hash, list(keys[start:end]), bytearray(decisions[start:end])))
+            self._append(Stretch(chain_id, number, block_hash, keys[start:end], bytearray(decisions[start:end])))
             start = end
         self._trim()
 
@@ -232,26 +234,29 @@ class Journal:
         if is_ours and not self._is_whole:
             # What was observed before may hold blocks up to here, or somewhat later where partitions are out of step.
             self._is_whole, self._floor = True, stretch.number + self._depth
-        if last is not None and (last.hash, last.number, last.chain_id) == (
-            stretch.hash,
-            stretch.number,
-            stretch.chain_id,
+        if (
+            last is not None
+            and last.hash == stretch.hash
+            and last.number == stretch.number
+            and last.chain_id == stretch.chain_id
         ):
             last.keys += stretch.keys
             last.decisions += stretch.decisions
             return
         self._stretches.append(stretch)
         if is_ours:
-            if stretch.number not in self._numbers:
+            n_there = self._numbers.get(stretch.number, 0)
+            if not n_there:
                 insort(self._heights, stretch.number)
-            self._numbers[stretch.number] += 1
+            self._numbers[stretch.number] = n_there + 1
 
     def _drop(self, stretch: Stretch) -> None:
         self._n_transactions -= len(stretch.keys)
         if stretch.chain_id == self._chain_id:
-            self._numbers[stretch.number] -= 1
-            if not self._numbers[stretch.number]:
-                del self._numbers[stretch.number]
+            n_left = self._numbers.pop(stretch.number) - 1
+            if n_left:
+                self._numbers[stretch.number] = n_left
+            else:
                 self._heights.remove(stretch.number)
 
     def _trim(self) -> None:
