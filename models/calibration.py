@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from models import evaluate, intervals
 from models.dataset import BACKGROUND, CUTS, Cuts, Sample
-from models.drift import traffic_weights
 from models.evaluate import Probabilities, Sides
 from models.intervals import Draws, Estimate
 
@@ -85,6 +84,25 @@ class Curve(Struct, frozen=True):
     test_set: str
     share_phishing: float
     points: list[Point]
+
+
+def traffic_weights(sample: Sample, prior: float) -> NDArray[np.float64]:
+    """Return each row's weight where fraud is as rare as the prior and each source of normal rows counts alike.
+
+    They add to 1 where there is both fraud and normal.
+
+    Args:
+        sample: Labelled and background rows.
+        prior: Share of fraud.
+    """
+    weight = np.zeros(len(sample.time))
+    normal = np.where(sample.account == BACKGROUND, "background", sample.source)
+    kinds = [chosen for name in np.unique(normal).tolist() if (chosen := ~sample.is_phishing & (normal == name)).any()]
+    for chosen in kinds:
+        weight[chosen] = (1 - prior) / len(kinds) / chosen.sum()
+    if sample.is_phishing.any():
+        weight[sample.is_phishing] = prior / sample.is_phishing.sum()
+    return weight
 
 
 def reliability(

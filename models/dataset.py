@@ -12,7 +12,7 @@ memory holds the kept rows, the accounts (bounded) and one day of the archive, w
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from features.transaction import IS_TOKEN, RECORD_WORDS
 from models import labels as known_labels
 from models import spool
 from models.labels import Labels
+from models.progress import Progress
 
 VALIDATION_START = int(datetime(2018, 7, 1, tzinfo=UTC).timestamp())
 TEST_START = int(datetime(2018, 10, 1, tzinfo=UTC).timestamp())
@@ -57,9 +58,6 @@ PAIRS_PER_ACCOUNT = 6
 
 ROWS_BYTES_MAX = 1 << 32
 """Feature rows beyond 4 GiB (8 million) lie in a file without a name, mapped into memory."""
-
-Report = Callable[[str, int, int], None]
-"""Told what is done, how many records of how many."""
 
 
 class Cuts(NamedTuple):
@@ -122,7 +120,7 @@ class Sample(NamedTuple):
         return Sample._make(array[chosen] for array in self)
 
 
-def read(source: Path | Source, *, report: Report | None = None) -> Records:
+def read(source: Path | Source, *, report: Progress | None = None) -> Records:
     """Read a data folder or an archive.
 
     Args:
@@ -162,7 +160,7 @@ def _read_folder(source: Source) -> Records:
     return Records(packed, is_background[order], labels, digest(folder), source.cuts, source.accounts_max)
 
 
-def _read_archive(source: Source, report: Report | None) -> Records:
+def _read_archive(source: Source, report: Progress | None) -> Records:
     if source.labels is None:
         raise UsageError(f"{source.folder}: is an archive, which needs a list of labels (address,label,known_from)")
     lines = known_labels.read_list(source.labels)
@@ -175,7 +173,7 @@ def _read_archive(source: Source, report: Report | None) -> Records:
     return Records(packed, is_background, labels, total.hexdigest(), source.cuts, source.accounts_max)
 
 
-def _spool(source: Source, report: Report | None) -> tuple[NDArray[np.uint64], "hashlib._Hash"]:
+def _spool(source: Source, report: Progress | None) -> tuple[NDArray[np.uint64], "hashlib._Hash"]:
     """Return an archive's records up to `as_of` in order of time, and their digest.
 
     They are decoded and sorted once for all passes; 50 million take 4 GB of the temporary folder.
@@ -305,7 +303,7 @@ def matrix(
     position: NDArray[np.int64],
     *,
     restarts: NDArray[np.int64] | None = None,
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Return the feature rows at some positions, each from the records before it, shape (n, N_FEATURES).
 

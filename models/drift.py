@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from features import schema
 from features.compiled import compiled
 from features.errors import ArtifactError, UsageError
-from models.dataset import BACKGROUND, Sample
-from models.scorer import Scorer
 
 FILE = "reference.json"
 SCORE = "score"
@@ -87,25 +85,6 @@ class Shift(Struct, frozen=True):
         return "shifted" if self.psi > SHIFTED_MIN else "moving"
 
 
-def traffic_weights(sample: Sample, prior: float) -> NDArray[np.float64]:
-    """Return each row's weight where fraud is as rare as the prior and each source of normal rows counts alike.
-
-    They add to 1 where there is both fraud and normal.
-
-    Args:
-        sample: Labelled and background rows.
-        prior: Share of fraud.
-    """
-    weight = np.zeros(len(sample.time))
-    normal = np.where(sample.account == BACKGROUND, "background", sample.source)
-    kinds = [chosen for name in np.unique(normal).tolist() if (chosen := ~sample.is_phishing & (normal == name)).any()]
-    for chosen in kinds:
-        weight[chosen] = (1 - prior) / len(kinds) / chosen.sum()
-    if sample.is_phishing.any():
-        weight[sample.is_phishing] = prior / sample.is_phishing.sum()
-    return weight
-
-
 def reference(
     rows: NDArray[np.float32],
     probabilities: NDArray[np.float64],
@@ -120,27 +99,13 @@ def reference(
         rows: What the calibration was fitted to, shape (n, N_FEATURES).
         probabilities: Its calibrated scores, shape (n,).
         names: The model's features.
-        weight: Of each row, from `traffic_weights`.
+        weight: Of each row, from `calibration.traffic_weights`.
         source: Which rows these are, in words.
     """
     columns = [_column(name, rows[:, schema.index(name)], weight) for name in names]
     columns.append(_column(SCORE, probabilities.astype(np.float32), weight))
     n_rows = float(weight.sum() ** 2 / (weight**2).sum())
     return Reference(schema.FINGERPRINT, source, n_rows, columns)
-
-
-def of_model(scorer: Scorer, sample: Sample, rows: NDArray[np.float32]) -> Reference:
-    """Return a model's reference.
-
-    Args:
-        scorer: The model.
-        sample: The rows its calibration was fitted to.
-        rows: Their features.
-    """
-    told = scorer.header.calibration
-    probabilities = scorer.probabilities(scorer.margins(rows))
-    weight = traffic_weights(sample, told.prior)
-    return reference(rows, probabilities, scorer.header.features, weight=weight, source=told.chosen)
 
 
 def _column(name: str, values: NDArray[np.float32], weight: NDArray[np.float64]) -> Column:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from features import schema
 from features.transaction import IS_TOKEN
 from models import dataset
-from models.dataset import BACKGROUND, Records, Report, Sample
+from models.dataset import BACKGROUND, Records, Sample
+from models.progress import Progress
 
 Settings = dict[str, bool | int | float | str | None]
 """LightGBM's, and `n_trees`."""
@@ -82,7 +83,9 @@ def trained_columns() -> NDArray[np.int64]:
     return np.array([i for i, feature in enumerate(schema.FEATURES) if feature.trained])
 
 
-def learning_parts(records: Records, sample: Sample, rows: NDArray[np.float32], *, seed: int, report: Report) -> Parts:
+def learning_parts(
+    records: Records, sample: Sample, rows: NDArray[np.float32], *, seed: int, report: Progress
+) -> Parts:
     """Return the rows before the validation period, and their copies from a table that starts cold again and again."""
     learnt = np.flatnonzero(sample.time < records.cuts.validation_start)
     part = sample.take(learnt)

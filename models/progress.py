@@ -2,26 +2,27 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from models.dataset import Report
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many of how many."""
 
 PLAIN_SECONDS = 5.0
 """Between two plain lines of one stage, so that a log of ten minutes stays a screen or two."""
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[Progress]:
     """Yield what is told of the progress; it writes to standard error."""
     if not sys.stderr.isatty():
         yield _Plain().report
         return
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
-    with Progress(console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
+    with rich_progress.Progress(console=Console(stderr=True)) as bars:
+        tasks: dict[str, rich_progress.TaskID] = {}
 
         def report(stage: str, n_done: int, n: int) -> None:
             if stage not in tasks:

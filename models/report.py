@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from features.errors import InputError, UsageError
 from models import breakdown, calibration, dataset, evaluate, registry, tables
 from models.dataset import BACKGROUND, CUTS, Cuts, Sample, Source
-from models.dataset import Report as Progress
 from models.energy import Energy, Meter
 from models.labels import Labels
+from models.progress import Progress
 from models.scorer import Scorer
 
 LIBRARIES = ("lightgbm", "numba", "numpy", "pyarrow")

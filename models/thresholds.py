@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from features.errors import UsageError
 from models import compact
+from models.calibration import traffic_weights
 from models.dataset import Cuts, Sample
-from models.drift import traffic_weights
 
 PRIOR = 0.001
 """Share of fraud at which probabilities hold: near what payment processors see."""

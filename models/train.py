@@ -17,6 +17,7 @@ from features import schema
 from features.errors import InputError, UsageError
 from models import (
     ablation,
+    calibration,
     card,
     compact,
     dataset,
@@ -31,8 +32,9 @@ from models import (
     teacher,
     thresholds,
 )
-from models.dataset import Cuts, Records, Report, Sample, Source
+from models.dataset import Cuts, Records, Sample, Source
 from models.learning import FIXED, Parts, Settings, SimulatedRows, trained_columns
+from models.progress import Progress
 from models.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def train(
     output: Path,
     *,
     seed: int = 1,
-    progress: Report,
+    progress: Progress,
     plan: Plan = FULL,
     budget: thresholds.Budget = thresholds.BUDGET,
     simulated: SimulatedRows | None = None,
@@ -128,7 +130,7 @@ def train(
     student = distil.fit(taught.lessons(), kept, plan.student, seed=seed, say=partial(progress, "student"))
     _write(output, student, held, records, plan, budget, seed=seed)
     scorer = Scorer.load(output / registry.MODEL_FILE)
-    drift.write(output, drift.of_model(scorer, held.sample.take(held.tuned), held.rows[held.tuned]))
+    drift.write(output, _reference(scorer, held.sample.take(held.tuned), held.rows[held.tuned]))
     if not plan.is_quick:
         _ablate(output, taught, large.booster, held, records.cuts, plan, seed=seed, progress=progress)
     result = _judge(output, held, records, plan, seed=seed, progress=progress)
@@ -148,7 +150,7 @@ def train(
 
 
 def gather(
-    records: Records, place: Path, plan: Plan, simulated: SimulatedRows | None, *, seed: int, progress: Report
+    records: Records, place: Path, plan: Plan, simulated: SimulatedRows | None, *, seed: int, progress: Progress
 ) -> Rows:
     """Return what a training learns from, tunes on and judges by; `place` is what errors name."""
     sample = dataset.sample(records)
@@ -180,7 +182,7 @@ def _check(sample: Sample, cuts: Cuts, place: Path) -> None:
                 raise InputError(f"{place}: no {kind} {period}, training needs some in each period")
 
 
-def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Report) -> tuple[Learnt, NDArray[np.int64]]:
+def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Progress) -> tuple[Learnt, NDArray[np.int64]]:
     """Return the teacher, and the places of the student's features among the trained columns.
 
     The choice needs labels only, so both are made at once, on a core each: LightGBM leaves the interpreter to others
@@ -218,7 +220,7 @@ def teach(
     held: Rows,
     large: "Booster",
     kept: NDArray[np.int64],
-    progress: Report,
+    progress: Progress,
     simulated_share: float = learning.SIMULATED_SHARE,
 ) -> ablation.Taught:
     """Return what the student starts from: rows with the scores of the large model, and the features to read."""
@@ -230,6 +232,14 @@ def teach(
     more = _margins(large, held.unlabelled) if len(held.unlabelled) else np.zeros(0)
     progress("teacher's scores", 2, 2)
     return ablation.Taught(parts, compact.quantise(parts.rows), margins, compact.quantise(held.unlabelled), more, kept)
+
+
+def _reference(scorer: Scorer, sample: Sample, rows: NDArray[np.float32]) -> drift.Reference:
+    """Return what traffic is compared with: the rows that the model's calibration was fitted to."""
+    told = scorer.header.calibration
+    probabilities = scorer.probabilities(scorer.margins(rows))
+    weight = calibration.traffic_weights(sample, told.prior)
+    return drift.reference(rows, probabilities, scorer.header.features, weight=weight, source=told.chosen)
 
 
 def _write(
@@ -302,7 +312,7 @@ def _ablate(
     plan: Plan,
     *,
     seed: int,
-    progress: Report,
+    progress: Progress,
 ) -> None:
     judged = held.sample.time >= cuts.validation_start
     sample, rows = held.sample.take(judged), held.rows[judged][:, trained_columns()]
@@ -327,7 +337,7 @@ def on_validation(cuts: Cuts) -> Cuts:
     return Cuts(2 * cuts.validation_start - cuts.test_start, cuts.validation_start)
 
 
-def _judge(folder: Path, held: Rows, records: Records, plan: Plan, *, seed: int, progress: Report) -> report.Report:
+def _judge(folder: Path, held: Rows, records: Records, plan: Plan, *, seed: int, progress: Progress) -> report.Report:
     cuts = records.cuts
     judged = held.tuned if plan.is_quick else held.sample.time >= cuts.validation_start
     return report.judge(

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from features import schema
 from features.errors import ArtifactError, InputError, UsageError
-from models import compact, dataset, drift, registry, report
+from models import calibration, compact, dataset, drift, registry, report
 from models.compact import Artifact, Calibration, Header, Threshold, Training
 from models.dataset import BACKGROUND, Records, Sample, Source
-from models.dataset import Report as Progress
+from models.progress import Progress
 from models.shrinkage import EXTRA_SETTINGS, FOLDS, SIZES, Choice, Labelled, Sizes, Tuned, fine_tune
 
 TUNING_FILE = "tuning.json"
@@ -253,7 +253,7 @@ def _accompany(model: Path, output: Path, tuned: Tuned, sample: Sample, rows: ND
         rows,
         _sigmoid(tuned.margins + np.log(prior / (1 - prior))),
         header.features,
-        weight=drift.traffic_weights(sample, prior),
+        weight=calibration.traffic_weights(sample, prior),
         source="the labelled rows tuned to, their scores from fits that left their accounts out",
     )
     drift.write(output, reference)

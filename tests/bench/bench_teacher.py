@@ -16,7 +16,7 @@ from features import schema
 from models import dataset, evaluate, learning, teacher
 from models.dataset import BACKGROUND, Cuts, Records
 from models.learning import Parts, Settings
-from models.progress import progress
+from models.progress import Progress, progress
 from service.augmentation import simulated_rows
 from tests.bench import command
 
@@ -101,7 +101,7 @@ def _run(options: command.Options) -> None:
                 print(f"| {name} | {day} | {seed} | {' | '.join(figures)} |", flush=True)
 
 
-def _learnt(records: Records, start: int, tell: dataset.Report) -> tuple[Parts, dataset.Sample, NDArray[np.float32]]:
+def _learnt(records: Records, start: int, tell: Progress) -> tuple[Parts, dataset.Sample, NDArray[np.float32]]:
     """Return what is learnt from before an origin, and the rows from there to the end of the validation period."""
     end = records.cuts.test_start
     records = records._replace(cuts=Cuts(start, end))

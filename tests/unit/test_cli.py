@@ -81,9 +81,16 @@ def test_version_is_the_projects() -> None:
     assert importlib.metadata.version("falconet") == version
 
 
-def test_help_loads_no_heavy_library() -> None:
-    """The command line is there before the libraries that only some commands need."""
-    script = "import sys, service.cli; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("service.cli", {"numba", "numpy", "lightgbm", "kafka", "pyarrow", "rich", "sklearn"}),
+        ("service.serve", {"lightgbm", "pyarrow", "rich", "sklearn"}),
+    ],
+)
+def test_what_only_some_commands_need_is_not_loaded(module: str, unwanted: set[str]) -> None:
+    """The command line is there before any heavy library, and serving has nothing in memory that only training uses."""
+    script = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
 
-    assert {"numba", "numpy", "lightgbm", "kafka", "pyarrow", "rich", "sklearn"} & set(loaded) == set()
+    assert unwanted & set(loaded) == set()

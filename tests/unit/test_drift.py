@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from features import schema
 from features.errors import ArtifactError, UsageError
 from models import drift
-from models.dataset import BACKGROUND, VALIDATION_START, Sample
 from models.drift import SCORE, Drift, Reference
 
 NAMES = [schema.FEATURES[i].name for i in (0, 3, 10, 40)]
@@ -117,19 +116,6 @@ def test_weights_decide_the_shares() -> None:
     made = drift.reference(rows, probabilities, NAMES, weight=weight, source="")
     assert made == alone
     assert made.n_rows == 1_000
-
-
-def test_traffic_weights_make_fraud_rare() -> None:
-    """Phishing weighs the prior, and each source of normal rows the same part of the rest."""
-    account = np.array([0, 0, 0, 1, 2, 2, BACKGROUND, BACKGROUND])
-    is_phishing = account == 0
-    source = np.array(["A", "A", "A", "A", "B", "B", "", ""])
-    time = np.full(8, VALIDATION_START)
-    sample = Sample(np.arange(8), time, account, np.zeros(8, np.int64), is_phishing, source, is_phishing)
-
-    weight = drift.traffic_weights(sample, 0.01)
-
-    assert weight.tolist() == pytest.approx([0.01 / 3] * 3 + [0.33] + [0.165] * 4)
 
 
 lengths = st.lists(st.integers(0, 400), min_size=1, max_size=12)

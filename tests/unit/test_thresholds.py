@@ -5,8 +5,8 @@ import pytest
 
 from features.errors import UsageError
 from models import thresholds
+from models.calibration import traffic_weights
 from models.dataset import BACKGROUND, CUTS, Sample
-from models.drift import traffic_weights
 
 
 def drawn(n: int = 3_000, *, seed: int = 1) -> tuple[np.ndarray, Sample]:
@@ -72,3 +72,16 @@ def test_contradictory_budgets_are_refused(asked: dict[str, float]) -> None:
 def test_block_never_comes_before_review() -> None:
     """A review rate below the block rate lowers the block rate with it."""
     assert thresholds.budget(review_rate=0.0001) == thresholds.Budget(0.0001, 0.0001)
+
+
+def test_traffic_weights_make_fraud_rare() -> None:
+    """Phishing weighs the prior, and each source of normal rows the same part of the rest."""
+    account = np.array([0, 0, 0, 1, 2, 2, BACKGROUND, BACKGROUND])
+    is_phishing = account == 0
+    source = np.array(["A", "A", "A", "A", "B", "B", "", ""])
+    time = np.full(8, CUTS.validation_start)
+    sample = Sample(np.arange(8), time, account, np.zeros(8, np.int64), is_phishing, source, is_phishing)
+
+    weight = traffic_weights(sample, 0.01)
+
+    assert weight.tolist() == pytest.approx([0.01 / 3] * 3 + [0.33] + [0.165] * 4)

@@ -9,7 +9,20 @@ import pytest
 
 from features import schema
 from features.errors import ArtifactError, InputError
-from models import ablation, compact, dataset, distil, drift, learning, registry, selection, teacher, thresholds, train
+from models import (
+    ablation,
+    calibration,
+    compact,
+    dataset,
+    distil,
+    drift,
+    learning,
+    registry,
+    selection,
+    teacher,
+    thresholds,
+    train,
+)
 from models.dataset import ACCOUNT_ROWS_MAX, BACKGROUND, TEST_START, VALIDATION_START, Cuts, Source
 from models.report import Report, markdown
 from models.scorer import Scorer
@@ -109,7 +122,7 @@ def test_training_leaves_the_reference_of_its_calibration(
     reference = drift.read(output / drift.FILE, scorer.header.features)
     sample = dataset.sample(records)
     tuned = (sample.time >= VALIDATION_START) & (sample.time < TEST_START)
-    weight = drift.traffic_weights(sample.take(tuned), scorer.header.calibration.prior)
+    weight = calibration.traffic_weights(sample.take(tuned), scorer.header.calibration.prior)
     rows = dataset.matrix(records, sample.position)[tuned]
     drawn = np.random.default_rng(1).choice(len(rows), size=5_000, p=weight / weight.sum())
 
