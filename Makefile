@@ -19,13 +19,16 @@ export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
 
-.PHONY: help demo test lint bench bench-models docs dashboards lock wheel tools clean fuzz
+.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock wheel tools clean fuzz
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
 
 demo: $(WARM) ## See simulated traffic with fraud go through Kafka, features and the model.
 	@$(BIN)/falconet demo $(DEMO_ARGS)
+
+demo-chain: $(WARM) tools ## See signed transactions go from a local node to scores, with a reorganisation in the middle.
+	@PATH="$$($(BIN)/python -m tests.servers anvil-folder):$$PATH" $(BIN)/falconet demo --chain $(DEMO_ARGS)
 
 test: $(WARM) tools ## Run all tests, on Apache Kafka where a broker is meant.
 	@$(BIN)/python -m pytest $(TEST_ARGS)

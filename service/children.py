@@ -5,11 +5,15 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from features.errors import BrokerError, FalconetError
-from service.publisher import Plan, publish
+from service.chain_sender import Reorganised
+from service.publisher import Sent
 from service.tally import Tally
 
 
@@ -36,13 +40,14 @@ class Interruption:
 
 
 class Service:
-    """`falconet serve` as a process, until stopped."""
+    """`falconet serve`, or another command that runs until stopped, as a process."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self._log = folder / "serve.log"
+    def __init__(self, environment: dict[str, str], folder: Path, command: str = "serve") -> None:
+        self._name = f"falconet {command}"
+        self._log = folder / f"{command}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from service.cli import main; main()", "serve"],
+                [sys.executable, "-c", "from service.cli import main; main()", command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -57,7 +62,7 @@ class Service:
             FalconetError: It has; with the end of its log.
         """
         if self._process.poll() is not None:
-            raise FalconetError(f"the service ended with code {self._process.returncode}:\n{self._said()}")
+            raise FalconetError(f"{self._name} ended with code {self._process.returncode}:\n{self._said()}")
 
     def stop(self, within_s: float) -> None:
         """Ask it to drain and end.
@@ -71,7 +76,7 @@ class Service:
             self._process.wait(within_s)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise FalconetError(f"the service did not end within {within_s:g} s of SIGTERM") from None
+            raise FalconetError(f"{self._name} did not end within {within_s:g} s of SIGTERM") from None
         if self._process.returncode:
             self.check()
 
@@ -90,7 +95,7 @@ class Service:
 class Sender:
     """The publishing process and what it reports."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, publish: Callable[[Any, Connection], None], plan: object) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=publish, args=(plan, theirs), name="sender", daemon=True)
@@ -102,28 +107,42 @@ class Sender:
             signal.signal(signal.SIGINT, handler)
         theirs.close()
         self.is_done = False
+        self.is_ready_to_reorganise = False
+        """Whether it waits for everything to be answered and for another `go`."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it sends nothing until something comes back."""
+        return self.is_done or self.is_ready_to_reorganise
 
     def tell(self, word: str) -> None:
         """Say `go` or `stop`; a sender that has gone needs neither."""
         with contextlib.suppress(BrokenPipeError):
             self._pipe.send(word)
 
-    def collect(self, tally: Tally) -> None:
-        """Count what it has reported since.
+    def collect(self, tally: Tally) -> list[Reorganised]:
+        """Count what it has reported since, and return the reorganisations among it.
 
         Raises:
             BrokerError: It ended without saying so.
         """
+        reorganised: list[Reorganised] = []
         try:
             while not self.is_done and self._pipe.poll():
                 report = self._pipe.recv()
                 if report is None:
                     self.is_done = True
-                else:
+                elif isinstance(report, Sent):
                     tally.sent(report.transactions)
                     tally.damaged(report.n_damaged)
+                elif isinstance(report, Reorganised):
+                    tally.reorganised(report.orphaned, report.standing)
+                    reorganised.append(report)
+                else:
+                    self.is_ready_to_reorganise = True
         except (EOFError, ConnectionResetError) as error:
             raise BrokerError("the sending process ended early; its error is above") from error
+        return reorganised
 
     def close(self) -> None:
         """End it."""

@@ -130,7 +130,15 @@ def demo(
         typer.Option("--bootstrap-servers", metavar="HOST:PORT,…", help="Use this broker, with topics of its own."),
     ] = None,
     config: Config = None,
-    rate: Annotated[float, typer.Option("--rate", min=1, max=1_000_000, help="Transactions a second.")] = 2000,
+    chain: Annotated[
+        bool, typer.Option("--chain", help="Through a live local chain (anvil) that reorganises, and the ingester.")
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate", min=1, max=1_000_000, show_default="2000, or 40 with --chain", help="Transactions a second."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=86_400, help="How long to send.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the simulated traffic.")] = 1,
 ) -> None:
@@ -138,7 +146,13 @@ def demo(
     from service import demo
 
     options = demo.Options(
-        rate=rate, seconds=seconds, seed=seed, input=input, bootstrap_servers=bootstrap_servers, config=config
+        rate=rate or (demo.CHAIN_RATE if chain else demo.RATE),
+        seconds=seconds,
+        seed=seed,
+        chain=chain,
+        input=input,
+        bootstrap_servers=bootstrap_servers,
+        config=config,
     )
     raise typer.Exit(demo.run(options))
 

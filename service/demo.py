@@ -18,10 +18,11 @@ from typing import Any
 from msgspec import Struct
 
 from features.errors import FalconetError, InputError, UsageError
-from service import ethereum_etl, scrape, settings, simulator, view
+from service import chain_sender, ethereum_etl, publisher, scrape, settings, simulator, view
+from service.anvil import Anvil
+from service.anvil import program as anvil_program
 from service.children import Interruption, Sender, Service
 from service.embedded import EmbeddedBroker, free_port
-from service.publisher import Plan
 from service.settings import PREFIX, Settings
 from service.tally import Tally
 
@@ -39,6 +40,15 @@ SHADOW_SHARE = 0.005
 LISTED_MESSAGES_MAX = 60_000
 """The list holds the frauds of so many first messages, a second of simulating; later ones are on no list."""
 
+CHAIN_ID = 31337
+"""Anvil's own: what is signed for it is worth nothing elsewhere."""
+
+RATE = 2_000.0
+"""Transactions a second."""
+
+CHAIN_RATE = 40.0
+"""Transactions a second on a live chain: to sign one takes 5 ms in Python."""
+
 _CONNECTION = ("BOOTSTRAP_SERVERS", "SECURITY_PROTOCOL", "SASL_", "SSL_", "CONFIG")
 
 
@@ -48,6 +58,9 @@ class Options(Struct, frozen=True, kw_only=True):
     rate: float
     seconds: float
     seed: int
+    chain: bool = False
+    """Send through a chain of one's own: a local node, the ingester, and a reorganisation in the middle."""
+
     input: Path | None = None
     bootstrap_servers: str | None = None
     config: Path | None = None
@@ -62,7 +75,7 @@ class Run:
     """One run from the first transaction to the last answer."""
 
     def __init__(
-        self, options: Options, effective: Settings, service: Service, sender: Sender, shown: view.Shown
+        self, options: Options, effective: Settings, processes: list[Service], sender: Sender, shown: view.Shown
     ) -> None:
         from models.scorer import Scorer
         from service import trust
@@ -71,7 +84,7 @@ class Run:
         self.tally = Tally(review=scorer.thresholds["review"])
         self._options = options
         self._settings = effective
-        self._service = service
+        self._processes = processes
         self._sender = sender
         self._shown = shown
         self._consumer = _consumer(effective)
@@ -108,7 +121,7 @@ class Run:
             if interruption.asked and not told_to_stop:
                 self._sender.tell("stop")
                 told_to_stop = True
-            if self.tally.n_scored + self.tally.n_rejected > n_answered or not self._sender.is_done:
+            if self.tally.n_scored + self.tally.n_rejected > n_answered or not self._sender.waits:
                 heard_s = time.monotonic()
             if time.monotonic() - heard_s > SILENCE_SECONDS:
                 break
@@ -125,8 +138,17 @@ class Run:
         self._consumer.close()
 
     def _receive(self) -> None:
-        self._service.check()
-        self._sender.collect(self.tally)
+        for process in self._processes:
+            process.check()
+        for found in self._sender.collect(self.tally):
+            n_vanished = len(set(found.orphaned) - {name for name, _ in found.standing})
+            self._shown.say(
+                f"chain     reorganised: {found.n_blocks} blocks with {len(found.orphaned):,} transactions and token "
+                f"transfers are replaced, {n_vanished:,} of them vanish"
+            )
+        if self._sender.is_ready_to_reorganise and not self.tally.n_open:
+            self._sender.is_ready_to_reorganise = False
+            self._sender.tell("go")
         for partition, records in self._consumer.poll(timeout_ms=50, max_records=5_000).items():
             if partition.topic == self._settings.scores_topic:
                 for record in records:
@@ -135,7 +157,8 @@ class Run:
                 for record in records:
                     self.tally.rejected(record.key)
             else:
-                self.tally.n_alerts += len(records)
+                for record in records:
+                    self.tally.alerted(record.value)
         self._look(force=False)
 
     def _look(self, *, force: bool) -> None:
@@ -168,6 +191,8 @@ def run(options: Options) -> int:
     """
     if options.config is not None and options.bootstrap_servers is None:
         raise UsageError("--config says how to reach a broker of yours: name it with --bootstrap-servers")
+    if options.chain and options.input is not None:
+        raise UsageError("--chain sends what the simulator makes; it takes no --input")
     if options.input is not None and next(ethereum_etl.from_parquet(options.input), None) is None:
         raise InputError(f"{options.input} holds no transactions")
     shown = view.shown()
@@ -181,12 +206,8 @@ def run(options: Options) -> int:
         environment = _environment(options, servers, folder, with_list=n_listed > 0)
         effective = settings.load(environment=environment)
         stack.enter_context(_topics(effective, are_ours=options.bootstrap_servers is not None))
-        service = Service(environment, folder)
-        stack.callback(service.kill)
-        sender = Sender(Plan(effective, options.input, options.seed, options.rate, options.n))
-        stack.callback(sender.close)
-        shown.say("service   falconet serve starts and joins its consumer group")
-        run = Run(options, effective, service, sender, shown)
+        processes, sender = _started(options, effective, environment, folder, stack, shown)
+        run = Run(options, effective, processes, sender, shown)
         stack.callback(run.close)
         begun_s = time.monotonic()
         run.until_ready(interruption)
@@ -196,19 +217,59 @@ def run(options: Options) -> int:
         shown.say(f"service   scored its first transaction after {time.monotonic() - begun_s:.1f} s")
         with shown:
             run.until_answered(interruption)
-        service.stop(effective.drain_seconds + 5.0)
+        for process in processes:
+            process.stop(effective.drain_seconds + 5.0)
         source = f"seed {options.seed}" if options.input is None else str(options.input)
         if run.tally.n_sent < options.n and options.input is None and not interruption.asked:
             shown.say(f"The sender did not keep up with {options.rate:,.0f} a second: it sent {run.tally.n_sent:,}.")
         shown.say(view.summary(run.moment(), source=source, is_simulated=options.input is None, n_listed=n_listed))
+        if options.chain:
+            shown.say(view.chain_summary(run.tally))
         if interruption.asked:
             return INTERRUPTED
-        return 1 if run.tally.unanswered() else 0
+        return 1 if run.tally.unanswered() or run.tally.vanished() else 0
+
+
+def _started(
+    options: Options,
+    effective: Settings,
+    environment: dict[str, str],
+    folder: Path,
+    stack: contextlib.ExitStack,
+    shown: view.Shown,
+) -> tuple[list[Service], Sender]:
+    """Start the processes of a run, each to be ended with the stack: those that must go on running, and the sender."""
+    commands = ["serve"]
+    if options.chain:
+        # 2^30 gas a block: the simulator fills as many as the rate asks for.
+        begin = ("--no-mining", "--timestamp", str(simulator.START - 1), "--gas-limit", str(2**30))
+        node = stack.enter_context(Anvil(anvil_program(), *begin, chain_id=CHAIN_ID))
+        shown.say(f"chain     anvil, a local node of chain {CHAIN_ID}, on {node.url}")
+        environment = environment | {f"{PREFIX}RPC_URLS": f"{node.url},{node.ws_url}"}
+        commands = ["ingest", "serve"]
+        plan = chain_sender.ChainPlan(node.url, CHAIN_ID, options.seed, options.rate, options.n)
+        sender = Sender(chain_sender.publish, plan)
+    else:
+        sender = Sender(
+            publisher.publish, publisher.Plan(effective, options.input, options.seed, options.rate, options.n)
+        )
+    stack.callback(sender.close)
+    processes = []
+    for command in commands:
+        # Each serves its metrics at a port of its own.
+        own = {f"{PREFIX}METRICS_PORT": str(free_port())} if command != "serve" else {}
+        processes.append(Service(environment | own, folder, command))
+        stack.callback(processes[-1].kill)
+    if options.chain:
+        shown.say("ingest    falconet ingest follows the chain from its first block")
+    shown.say("service   falconet serve starts and joins its consumer group")
+    return processes, sender
 
 
 def _write_list(options: Options, path: Path) -> int:
     """Write the addresses that lists come to name, each with its time, and return how many."""
-    entries = simulator.flagged(options.seed, min(options.n, LISTED_MESSAGES_MAX))
+    world = (chain_sender if options.chain else simulator).inhabited(options.seed)
+    entries = simulator.flagged(world, min(options.n, LISTED_MESSAGES_MAX))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(simulator.Flagged._fields)
@@ -245,6 +306,9 @@ def _environment(options: Options, servers: str, folder: Path, *, with_list: boo
         "metrics_host": "127.0.0.1",
         "metrics_port": free_port(),
     }
+    if options.chain:
+        decided |= {"chain_id": CHAIN_ID, "start_block": 0, "finality": "instant"}
+        decided["checkpoint_topic"] = f"{prefix}checkpoint"
     if with_list:
         decided["screening_lists"] = folder / "simulated.csv"
     defaults = {f"{PREFIX}SHADOW_SHARE": str(SHADOW_SHARE)}

@@ -86,10 +86,10 @@ def _publish(plan: Plan, pipe: Connection, producer: Any) -> None:
     source = itertools.islice(_source(plan), plan.n)
     n_sent = send(1)
     producer.flush()
-    if _told(pipe, wait=True) == "go":
+    if told(pipe, wait=True) == "go":
         started_s = time.perf_counter()
         longest_s = GRACE * plan.n / plan.rate + 1.0
-        while n_sent < plan.n and _told(pipe, wait=False) is None:
+        while n_sent < plan.n and told(pipe, wait=False) is None:
             elapsed_s = time.perf_counter() - started_s
             if elapsed_s > longest_s:
                 break
@@ -118,6 +118,6 @@ def _source(plan: Plan) -> Iterator[tuple[str | None, str | None, bytes]]:
             yield None, None, one.value[: len(one.value) // 2]
 
 
-def _told(pipe: Connection, *, wait: bool) -> str | None:
-    """Return what the demo says, None while it is silent."""
+def told(pipe: Connection, *, wait: bool) -> str | None:
+    """Return what the demo says on a sender's pipe, None while it is silent."""
     return str(pipe.recv()) if wait or pipe.poll() else None

@@ -262,12 +262,16 @@ def word(address: str) -> str:
 
 def inhabited(seed: int) -> World:
     """Return a world with its people and its frauds, before its first block."""
+    world = World(seed)
+    settle(world)
+    return world
+
+
+def settle(world: World) -> None:
+    """Let people and frauds begin in an empty world."""
     from service import frauds, people  # They are written in terms of the world.
 
-    world = World(seed)
-    town = people.settle(world)
-    frauds.settle(world, town)
-    return world
+    frauds.settle(world, people.settle(world))
 
 
 def stream(seed: int) -> Iterator[Simulated]:
@@ -286,9 +290,8 @@ def messages(seed: int, n: int) -> list[bytes]:
     return [simulated.value for simulated in itertools.islice(stream(seed), n)]
 
 
-def flagged(seed: int, n: int) -> list[Flagged]:
-    """Return the addresses that lists come to name for frauds begun within the first n messages, then or later."""
-    world = inhabited(seed)
+def flagged(world: World, n: int) -> list[Flagged]:
+    """Return the addresses that lists come to name for frauds begun within a world's next n messages, then or later."""
     n_seen = 0
     while n_seen < n:
         n_seen += len(world.next_block())

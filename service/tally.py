@@ -25,7 +25,7 @@ class Hit(Struct, frozen=True):
     list: str
 
 
-class Scored(Struct, frozen=True):
+class Scored(Struct, frozen=True, tag_field="status", tag="scored"):
     """The part of a score that is counted and shown."""
 
     hash: str
@@ -40,10 +40,26 @@ class Scored(Struct, frozen=True):
     @property
     def id(self) -> str:
         """The Kafka key of its transaction."""
-        return self.hash if self.log_index is None else f"{self.hash}:{self.log_index}"
+        return _key(self.hash, self.log_index)
 
 
-decode = msgspec.json.Decoder(Scored).decode
+class Retracted(Struct, frozen=True, tag_field="status", tag="retracted"):
+    """The part of a retraction that is counted."""
+
+    hash: str
+    log_index: int | None
+
+    @property
+    def id(self) -> str:
+        """The Kafka key of its transaction."""
+        return _key(self.hash, self.log_index)
+
+
+def _key(tx_hash: str, log_index: int | None) -> str:
+    return tx_hash if log_index is None else f"{tx_hash}:{log_index}"
+
+
+decode = msgspec.json.Decoder(Scored | Retracted).decode
 
 
 @dataclass
@@ -78,11 +94,21 @@ class Tally:
     n_repeated: int = 0
     """Scores of a transaction that had one already."""
 
+    n_orphaned: int = 0
+    """Transactions that a chain held and then replaced, all of them answered before."""
+
+    n_retracted: int = 0
+    """Scores taken back."""
+
+    n_rescored: int = 0
+    """Transactions scored again after their score was taken back."""
+
     decisions: Counter[str] = field(default_factory=Counter)
     newest: deque[Scored] = field(default_factory=lambda: deque(maxlen=NEWEST_MAX))
     _kinds: dict[str, str | None] = field(default_factory=dict)
     _scored: dict[str, tuple[str, bool, bool, bool]] = field(default_factory=dict)
     _rejected: set[str] = field(default_factory=set)
+    _retracted: set[str] = field(default_factory=set)
 
     @property
     def n_scored(self) -> int:
@@ -91,8 +117,8 @@ class Tally:
 
     @property
     def n_open(self) -> int:
-        """Messages sent of which nothing came back yet."""
-        return max(0, self.n_sent - self.n_scored - self.n_rejected)
+        """Messages sent, and scores to be taken back, of which nothing came back yet."""
+        return max(0, self.n_sent - self.n_scored - self.n_rejected) + max(0, self.n_orphaned - self.n_retracted)
 
     def sent(self, transactions: Iterable[tuple[str, str | None]]) -> None:
         """Count transactions sent, each with its id and its kind of fraud."""
@@ -100,17 +126,31 @@ class Tally:
         self._kinds.update(transactions)
         self.n_sent += len(self._kinds) - before
 
+    def reorganised(self, orphaned: Iterable[str], standing: Iterable[tuple[str, str | None]]) -> None:
+        """Count transactions that the chain no longer holds, then those that its new blocks hold."""
+        for one in orphaned:
+            del self._kinds[one]
+            self.n_orphaned += 1
+            self.n_sent -= 1
+        self.sent(standing)
+
     def damaged(self, n: int) -> None:
         """Count messages sent that are no transaction."""
         self.n_damaged += n
         self.n_sent += n
 
     def scored(self, value: bytes) -> None:
-        """Count a score."""
+        """Count a score, or that one is taken back."""
         score = decode(value)
+        if isinstance(score, Retracted):
+            self.n_retracted += 1
+            self._retracted.add(score.id)
+            self.decisions[self._scored.pop(score.id)[0]] -= 1
+            return
         if score.id in self._scored:
             self.n_repeated += 1
             return
+        self.n_rescored += score.id in self._retracted
         by_rule = any(reason.feature == "to_imitates" for reason in score.reasons[:1])
         self._scored[score.id] = (score.decision, score.score >= self.review, by_rule, bool(score.list_hits))
         self.decisions[score.decision] += 1
@@ -126,6 +166,14 @@ class Tally:
     def unanswered(self) -> list[str]:
         """Return the ids of transactions that were sent and have neither score nor rejection."""
         return [one for one in self._kinds if one not in self._scored and one not in self._rejected]
+
+    def alerted(self, value: bytes) -> None:
+        """Count an alert, or that one is taken back."""
+        self.n_alerts += -1 if isinstance(decode(value), Retracted) else 1
+
+    def vanished(self) -> list[str]:
+        """Return the ids of transactions that have a score and are not on the chain any more."""
+        return [one for one in self._scored if one not in self._kinds]
 
     @property
     def n_wrongly_rejected(self) -> int:

@@ -229,6 +229,16 @@ def summary(moment: Moment, *, source: str, is_simulated: bool, n_listed: int) -
     return "\n".join(lines)
 
 
+def chain_summary(tally: Tally) -> str:
+    """Return what became of the reorganisation."""
+    return (
+        f"Reorganised on the chain: {tally.n_orphaned:,} transactions and token transfers were orphaned after they had "
+        f"been scored;\n{tally.n_retracted:,} scores were retracted, {tally.n_rescored:,} of them scored anew on the "
+        f"new blocks, {tally.n_retracted - tally.n_rescored:,} stay retracted. Scores of what the chain does not hold: "
+        f"{len(tally.vanished()):,}."
+    )
+
+
 def _simulated_words(source: str, n_listed: int) -> list[str]:
     return [
         f"This traffic was simulated ({source}): the recalls show that the path works, not how good the model is.",

@@ -2,6 +2,7 @@
 
     uv run python -m tests.servers kafka        # starts Apache Kafka, prints its address, stops with Ctrl-C
     uv run python -m tests.servers anvil        # a local Ethereum node that reorganises on command
+    uv run python -m tests.servers anvil-folder # fetches that node and prints where it is
 
 Kafka's jars come from Maven Central through `deploy/kafka/pom.xml` on first use and stay in `deploy/kafka/target/libs`;
 `KAFKA_LIBS` names another folder that already holds them. Anvil comes from npm through `deploy/anvil/package-lock.json`
@@ -9,7 +10,6 @@ and stays in `deploy/anvil/node_modules`.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -23,7 +23,9 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from service.anvil import Anvil
 
 KAFKA = Path(__file__).resolve().parent.parent / "deploy" / "kafka"
 LIBS_VARIABLE = "KAFKA_LIBS"
@@ -158,48 +160,9 @@ class KafkaBroker:
             time.sleep(0.02)
 
 
-class Anvil:
-    """One local node of an EVM chain with funded, unlocked accounts; it mines and reorganises when told to."""
-
-    def __init__(self, *options: str, chain_id: int = 1, port: int | None = None) -> None:
-        self._command = [str(anvil_program()), "--quiet", "--chain-id", str(chain_id), *options]
-        self._port = port or free_ports(1)[0]
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url, self.ws_url = f"http://127.0.0.1:{self._port}", f"ws://127.0.0.1:{self._port}"
-
-    def __enter__(self) -> "Anvil":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start it and return when it answers; what an earlier process held is gone unless an option keeps it."""
-        self._process = subprocess.Popen([*self._command, "--port", str(self._port)], start_new_session=True)
-        deadline = time.monotonic() + START_S_MAX
-        while not _answers(self._port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"anvil did not start on port {self._port}")
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        """End it at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def ask(self, method: str, *params: object) -> Any:
-        """Return the result of a call; its error is a RuntimeError."""
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=STOP_S_MAX) as response:
-            answer = json.load(response)
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
+def anvil(*options: str, chain_id: int = 1, port: int | None = None) -> Anvil:
+    """Return one local node of an EVM chain, not started; see `service.anvil`."""
+    return Anvil(anvil_program(), *options, chain_id=chain_id, port=port)
 
 
 def anvil_program() -> Path:
@@ -381,15 +344,18 @@ def _properties(home: Path, port: int, controller_port: int, doors: Sequence[tup
 
 def main() -> int:
     """Start what the command line names and keep it until Ctrl-C or SIGTERM."""
-    if sys.argv[1:] not in (["kafka"], ["anvil"]):
-        print("usage: python -m tests.servers kafka|anvil", file=sys.stderr)
+    if sys.argv[1:] not in (["kafka"], ["anvil"], ["anvil-folder"]):
+        print("usage: python -m tests.servers kafka|anvil|anvil-folder", file=sys.stderr)
         return 2
+    if sys.argv[1] == "anvil-folder":
+        print(anvil_program().parent)
+        return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         if sys.argv[1] == "kafka":
             print(f"Apache Kafka listens on {stack.enter_context(kafka())}; Ctrl-C stops it.", flush=True)
         else:
-            print(f"anvil listens on {stack.enter_context(Anvil()).url}; Ctrl-C stops it.", flush=True)
+            print(f"anvil listens on {stack.enter_context(anvil()).url}; Ctrl-C stops it.", flush=True)
         signal.pause()
     return 0
 

@@ -100,7 +100,7 @@ def drawn() -> list[Simulated]:
 def _draw() -> None:
     """Write messages and list: who defrauds in the stream is known an hour after its first transaction there."""
     stream = drawn()
-    names = {entry.address: entry.list for entry in simulator.flagged(SEED, DRAWN)}
+    names = {entry.address: entry.list for entry in simulator.flagged(simulator.inhabited(SEED), DRAWN)}
     first_seen: dict[str, int] = {}
     for one in stream:
         message = msgspec.json.decode(one.value)

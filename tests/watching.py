@@ -28,6 +28,7 @@ from deploy import generate
 from deploy.prometheus.configuration import configuration
 from models import registry
 from service import simulator
+from service.anvil import Anvil
 from service.children import Service
 from service.settings import PREFIX, Settings
 from tests import registries, servers
@@ -150,7 +151,7 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
         watched = Watched(url, settings)
         service = Service(environment, folder)
         stack.callback(service.kill)
-        node = stack.enter_context(servers.Anvil("--block-time", "1", chain_id=CHAIN_ID))
+        node = stack.enter_context(servers.anvil("--block-time", "1", chain_id=CHAIN_ID))
         stack.enter_context(_ingesting(settings, node, ingest_port, folder))
         traffic = Traffic(settings)
         stack.callback(traffic.stop)
@@ -179,7 +180,7 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
 
 
 @contextlib.contextmanager
-def _ingesting(settings: Settings, node: servers.Anvil, port: int, folder: Path) -> Iterator[None]:
+def _ingesting(settings: Settings, node: Anvil, port: int, folder: Path) -> Iterator[None]:
     """Run `falconet ingest` of a node as a process, onto a topic that nobody scores."""
     changed = {
         "bootstrap_servers": settings.bootstrap_servers,
@@ -296,7 +297,7 @@ def _settings(address: str, folder: Path, port: int, library: str) -> Settings:
     with lists.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(simulator.Flagged._fields)
-        writer.writerows(simulator.flagged(SEED, 20_000))
+        writer.writerows(simulator.flagged(simulator.inhabited(SEED), 20_000))
     name = "watched"
     return Settings(
         bootstrap_servers=address,

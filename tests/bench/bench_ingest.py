@@ -25,11 +25,11 @@ import numpy as np
 
 from models import report
 from service import bench, bench_kafka
+from service.anvil import Anvil
 from service.bench import Figure
 from service.ingest import Ingest
 from service.settings import Settings
 from tests import servers
-from tests.servers import Anvil
 
 TRANSACTIONS = 200
 """In a block, about mainnet's mean."""
@@ -128,7 +128,7 @@ def catch_up(address: str, clients: list[str]) -> Iterator[Figure]:
 
 def anvil(address: str) -> Iterator[Figure]:
     """Yield what a real node gives."""
-    with Anvil("--no-mining", "--gas-limit", "300000000") as node:
+    with servers.anvil("--no-mining", "--gas-limit", "300000000") as node:
         fill(node, ANVIL_BLOCKS, ANVIL_TRANSACTIONS)
         apart(1)
         blocks, transactions = [], []
@@ -161,7 +161,7 @@ def head(address: str, clients: list[str]) -> Iterator[Figure]:
         settings = Settings(bootstrap_servers=address)
         names = bench_kafka._topics(settings)
         with (
-            Anvil("--no-mining") as node,
+            servers.anvil("--no-mining") as node,
             bench_kafka._reader(settings, names["transactions_topic"]) as messages,
             bench_kafka._reader(settings, names["scores_topic"]) as scores,
             bench_kafka._serve(settings, client, names),

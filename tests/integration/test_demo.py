@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 
 from features.errors import FalconetError
 from service.children import Service
+from tests import servers
 
 FALCONET = Path(sys.executable).parent / "falconet"
 LIMIT_S = 60.0
@@ -74,6 +75,42 @@ def numbers(pattern: str, text: str) -> list[int]:
     found = re.search(pattern, text)
     assert found is not None, text
     return [int(group.replace(",", "")) for group in found.groups()]
+
+
+def test_demo_on_a_live_chain_takes_back_what_a_reorganisation_orphans(marked: Marked) -> None:
+    """Signed transactions go from a node to scores; those of replaced blocks are retracted, and returning ones scored.
+
+    Without anvil on the PATH it says how to get it.
+    """
+    try:
+        anvil = servers.anvil_program()
+    except servers.MissingServerError as error:
+        pytest.skip(str(error))
+    known = marked.environment["PATH"]
+    marked.environment["PATH"] = str(Path(sys.executable).parent)
+    without = demo(marked, "--chain")
+    marked.environment["PATH"] = f"{anvil.parent}:{known}"
+
+    done = demo(marked, "--chain", "--seconds", "4", "--rate", "30", "--seed", "5")
+
+    assert (without.returncode, without.stderr.count("@foundry-rs/anvil")) == (2, 1)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    n_blocks, n_replaced, n_vanished = numbers(
+        r"reorganised: (\d+) blocks with ([\d,]+) transactions and token transfers are replaced, ([\d,]+) of them",
+        done.stdout,
+    )
+    counted = numbers(
+        r"chain: ([\d,]+) transactions .*\n([\d,]+) scores were retracted, ([\d,]+) of them scored anew .* "
+        r"([\d,]+) stay retracted\. Scores of what the chain does not hold: ([\d,]+)\.",
+        done.stdout,
+    )
+    n_rescored = counted[2]
+    assert n_blocks == 6
+    assert 0 < n_rescored < n_replaced
+    assert counted[:2] == [n_replaced, n_replaced]
+    # A token transfer that returns may have another place in its block, and with it another key.
+    assert n_vanished == counted[3] == n_replaced - n_rescored
+    assert counted[4] == 0
 
 
 def test_piped_demo_accounts_for_every_message_in_plain_lines(marked: Marked) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from features.errors import NodeError
 from service import check, heads
+from service.anvil import Anvil
 from service.heads import Heads
 from service.ingest_metrics import IngestMetrics
 from service.settings import Settings
 from tests import servers
 from tests.integration.conftest import LIMIT_S, until
-from tests.servers import Anvil
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def anvil() -> Iterator[Anvil]:
     """Run a node that mines when told to."""
     with contextlib.ExitStack() as stack:
         try:
-            node = stack.enter_context(Anvil("--no-mining"))
+            node = stack.enter_context(servers.anvil("--no-mining"))
         except servers.MissingServerError as error:
             pytest.skip(str(error))
         yield node

@@ -14,11 +14,11 @@ import pytest
 
 from features.errors import FencedError, NodeError, UsageError
 from service import checkpoint, kafka
+from service.anvil import Anvil
 from service.ingest import Ingest, producer_settings
 from service.settings import Settings
 from tests import servers
 from tests.integration.conftest import LIMIT_S, World, until
-from tests.servers import Anvil
 
 BOTH = pytest.mark.parametrize("library", ["kafka-python", "confluent-kafka"], indirect=True)
 BLOCK, HASH = "block_number", "block_hash"
@@ -35,7 +35,7 @@ def anvil() -> Iterator[Anvil]:
     """Run a node that mines when told to."""
     with contextlib.ExitStack() as stack:
         try:
-            node = stack.enter_context(Anvil("--no-mining", chain_id=31337))
+            node = stack.enter_context(servers.anvil("--no-mining", chain_id=31337))
         except servers.MissingServerError as error:
             pytest.skip(str(error))
         yield node

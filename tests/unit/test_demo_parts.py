@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 
 from features.errors import BrokerError, InputError
 from service import ethereum_etl, scrape, view
+from service.chain_sender import TOKEN_CODE, TRANSFER
 from service.codec import Decoder
 from service.embedded import free_port
 from service.metrics import Metrics
@@ -35,8 +36,13 @@ def score(index: int, *, decision: str = "allow", score: float = 0.1, reasons=()
             "decision": decision,
             "reasons": list(reasons),
             "list_hits": list(list_hits),
+            "status": "scored",
         }
     )
+
+
+def retraction(index: int) -> bytes:
+    return msgspec.json.encode({"hash": f"0x{index:064x}", "log_index": None, "status": "retracted"})
 
 
 def identity(index: int) -> str:
@@ -83,6 +89,36 @@ def test_tally_takes_a_rejected_transaction_for_answered():
 
     assert tally.unanswered() == []
     assert tally.n_wrongly_rejected == 1
+
+
+def test_tally_follows_a_reorganisation():
+    """What the chain no longer holds is open until its score is taken back; what returns is scored a second time."""
+    tally = Tally(review=0.5)
+    tally.sent([(identity(1), None), (identity(2), None)])
+    tally.scored(score(1, decision="block", score=0.9))
+    tally.scored(score(2))
+    tally.alerted(score(1, decision="block", score=0.9))
+    tally.reorganised([identity(1), identity(2)], [(identity(2), None)])
+    assert (tally.n_sent, tally.n_open, tally.vanished()) == (1, 2, [identity(1)])
+
+    for number in (2, 1):
+        tally.scored(retraction(number))
+    tally.alerted(retraction(1))
+    assert (tally.n_open, tally.decisions["block"], tally.n_alerts) == (1, 0, 0)
+
+    tally.scored(score(2))
+
+    assert (tally.n_open, tally.n_retracted, tally.n_rescored, tally.n_repeated) == (0, 2, 1, 0)
+    assert tally.vanished() == tally.unanswered() == []
+
+
+def test_token_logs_the_transfers_it_is_called_for():
+    """The contract is the bytes that its comments tell: it jumps to the two places that log, and nowhere else."""
+    code = bytes.fromhex(TOKEN_CODE[2:])
+    targets = [code[i + 8] for i in range(len(code)) if code[i : i + 2] == b"\x80\x63"]
+
+    assert [code[target] for target in targets] == [0x5B, 0x5B]
+    assert code.count(bytes.fromhex(TRANSFER)) == 2
 
 
 def test_quantiles_are_linear_within_a_bucket_and_bounded_by_the_last():

@@ -120,7 +120,7 @@ def test_approval_drains_take_by_every_way_of_approval(stream):
 
 def test_flagged_addresses_take_part_in_fraud_and_become_known_later(stream):
     """A list never names an address before the fraud it belongs to has begun."""
-    flagged = simulator.flagged(SEED, N)
+    flagged = simulator.flagged(simulator.inhabited(SEED), N)
     first_seen: dict[str, int] = {}
     for one in stream:
         message = decoded(one)
