@@ -124,67 +124,100 @@ class _Signed(NamedTuple):
 _decode = msgspec.json.Decoder(_Message).decode
 
 
+class _Block(NamedTuple):
+    """One of the newest blocks, with what is needed to replace it."""
+
+    signed: list[_Signed]
+    held: list[str]
+    """Ids of its transactions and token transfers."""
+
+    newcomers: set[str]
+    """Who came into the world, and was given wealth, since the block before."""
+
+
 class LiveChain:
     """A local node and the simulated world whose transactions it takes."""
 
-    def __init__(self, url: str, chain_id: int, seed: int) -> None:
+    def __init__(self, url: str, chain_id: int, seed: int, *, depth_max: int = REORG_BLOCKS) -> None:
+        """Take a node whose chain is empty, started with `--no-mining` at the time `simulator.START - 1`.
+
+        Args:
+            url: The node's.
+            chain_id: What is signed for.
+            seed: Of the simulated world.
+            depth_max: Most blocks of a reorganisation.
+        """
         self._url = url
         self._chain_id = chain_id
         self._world = inhabited(seed)
         self._nonces: dict[str, int] = {}
         self._contracts: set[str] = set()
-        self._newest: deque[list[_Signed]] = deque(maxlen=REORG_BLOCKS)
-        self._ids: deque[list[str]] = deque(maxlen=REORG_BLOCKS)
-        self._wealthy: deque[set[str]] = deque(maxlen=REORG_BLOCKS)
-        """Who was given wealth before each of the newest blocks."""
-
+        self._newest: deque[_Block] = deque(maxlen=depth_max)
         self._n_wealthy = 0
-
         self._timestamp = 0
 
     def extend(self, n: int) -> list[tuple[str, str | None]]:
-        """Mine a block with the next n simulated transactions or somewhat more; return what it holds."""
+        """Mine a block with the next n simulated transactions or somewhat more.
+
+        Returns:
+            Id, as the topic is keyed, and kind of fraud of what the block holds.
+        """
         signed: list[_Signed] = []
         while len(signed) < n:
             for message in self._world.next_block():
                 found = _decode(message.value)
                 self._timestamp = found.block_timestamp
                 if found.token_address is not None:
-                    self._ensure_contract(found.token_address)
+                    self._contracts.add(found.token_address)
                 elif found.from_address in self._world.keys:
                     signed.append(self._sign(found, message.kind))
-        self._enrich()
+        newcomers = set(itertools.islice(self._world.keys, self._n_wealthy, None))
+        self._n_wealthy += len(newcomers)
+        self._endow(newcomers)
         ask(self._url, *(Call("eth_sendRawTransaction", [each.raw]) for each in signed))
         ask(self._url, Call("evm_setNextBlockTimestamp", [self._timestamp]), Call("evm_mine", []))
-        self._newest.append(signed)
-        held = self._held(1)
-        self._ids.append([name for name, _ in held])
-        return held
+        [held] = self._held(1)
+        kinds = {each.tx_hash: each.kind for each in signed}
+        self._newest.append(_Block(signed, held, newcomers))
+        return [(name, kinds[name[:66]]) for name in held]
 
-    def reorganise(self) -> Reorganised:
-        """Replace the newest blocks by as many others, without the transactions of some senders."""
-        n_blocks = len(self._newest)
-        senders = list(dict.fromkeys(each.sender for block in self._newest for each in block))
+    def reorganise(self, n_blocks: int = REORG_BLOCKS) -> Reorganised:
+        """Replace the newest blocks by as many others, without the transactions of some senders.
+
+        Args:
+            n_blocks: At most what the chain has, and `depth_max`.
+        """
+        replaced = [self._newest.pop() for _ in range(min(n_blocks, len(self._newest)))][::-1]
+        senders = list(dict.fromkeys(each.sender for block in replaced for each in block.signed))
         # Whoever got wealth meanwhile has none before these blocks, and could pay for nothing in the new ones.
-        vanishing = set(senders[::VANISHING_EVERY]).union(*self._wealthy)
-        pairs = [
-            (each.raw, i) for i, block in enumerate(self._newest) for each in block if each.sender not in vanishing
-        ]
-        orphaned = list(itertools.chain.from_iterable(self._ids))
-        ask(self._url, Call("anvil_reorg", [n_blocks, pairs]))
+        vanishing = set(senders[::VANISHING_EVERY]).union(*(block.newcomers for block in replaced))
+        kept = [[each for each in block.signed if each.sender not in vanishing] for block in replaced]
+        pairs = [(each.raw, i) for i, block in enumerate(kept) for each in block]
+        ask(self._url, Call("anvil_reorg", [len(replaced), pairs]))
+        self._endow(vanishing)
         # Their later transactions follow on what is left of them.
-        for sender in vanishing:
-            counted = Call("eth_getTransactionCount", [sender, "latest"])
-            n_sent, _ = ask(self._url, counted, Call("anvil_setBalance", [sender, WEALTH_WEI]))
-            self._nonces[sender] = int(n_sent, 16)
-        return Reorganised(n_blocks, orphaned, self._held(n_blocks))
+        counts = ask(self._url, *(Call("eth_getTransactionCount", [sender, "latest"]) for sender in vanishing))
+        self._nonces.update(zip(vanishing, (int(count, 16) for count in counts), strict=True))
+        held = self._held(len(replaced))
+        self._newest += (_Block(signed, names, set()) for signed, names in zip(kept, held, strict=True))
+        kinds = {each.tx_hash: each.kind for block in kept for each in block}
+        standing = [(name, kinds[name[:66]]) for block in held for name in block]
+        return Reorganised(len(replaced), [name for block in replaced for name in block.held], standing)
 
-    def _enrich(self) -> None:
-        """Give wealth to everybody who has come into the world since the last block."""
-        came = set(itertools.islice(self._world.keys, self._n_wealthy, None))
-        self._n_wealthy += len(came)
-        self._wealthy.append(came)
-        ask(self._url, *(Call("anvil_setBalance", [address, WEALTH_WEI]) for address in came))
+    def _endow(self, accounts: set[str]) -> None:
+        """Give accounts wealth, and tokens their code: what the chain was told by a call, a reorganisation forgets."""
+        ask(
+            self._url,
+            *(Call("anvil_setBalance", [address, WEALTH_WEI]) for address in accounts),
+            *(Call("anvil_setCode", [address, TOKEN_CODE]) for address in self._contracts),
+        )
+
+    def _held(self, n_blocks: int) -> list[list[str]]:
+        """Return the ids of what each of the newest blocks holds."""
+        head = int(ask(self._url, Call("eth_blockNumber", []))[0], 16)
+        numbers = range(head - n_blocks + 1, head + 1)
+        found = ask(self._url, *(Call("eth_getBlockReceipts", [hex(number)]) for number in numbers))
+        return [[name for receipt in receipts for name in _names(receipt)] for receipts in found]
 
     def _sign(self, message: _Message, kind: str | None) -> _Signed:
         sender = message.from_address
@@ -205,23 +238,10 @@ class LiveChain:
         made = self._world.keys[sender].sign_transaction(wanted)
         return _Signed("0x" + made.raw_transaction.hex(), "0x" + made.hash.hex(), sender, kind)
 
-    def _ensure_contract(self, address: str) -> None:
-        if address not in self._contracts:
-            self._contracts.add(address)
-            ask(self._url, Call("anvil_setCode", [address, TOKEN_CODE]))
 
-    def _held(self, n_blocks: int) -> list[tuple[str, str | None]]:
-        """Return id and kind of what the newest blocks hold, as they are keyed on the topic."""
-        kinds = {each.tx_hash: each.kind for block in self._newest for each in block}
-        head = int(ask(self._url, Call("eth_blockNumber", []))[0], 16)
-        numbers = range(head - n_blocks + 1, head + 1)
-        held: list[tuple[str, str | None]] = []
-        for receipts in ask(self._url, *(Call("eth_getBlockReceipts", [hex(number)]) for number in numbers)):
-            for receipt in receipts:
-                tx_hash = receipt["transactionHash"]
-                held.append((tx_hash, kinds.get(tx_hash)))
-                held += [(f"{tx_hash}:{int(log['logIndex'], 16)}", kinds.get(tx_hash)) for log in receipt["logs"]]
-        return held
+def _names(receipt: dict[str, Any]) -> list[str]:
+    tx_hash = receipt["transactionHash"]
+    return [tx_hash, *(f"{tx_hash}:{int(log['logIndex'], 16)}" for log in receipt["logs"])]
 
 
 def publish(plan: ChainPlan, pipe: Connection) -> None:
