@@ -1,17 +1,23 @@
-"""Nodes that say what a test wants: a chain in memory that can reorganise, alone or behind a JSON-RPC server."""
+"""Nodes that say what a test wants, a chain in memory or behind a JSON-RPC server, and ingestion from any node."""
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from features.errors import NodeOutageError
 from service.chain import Header
 from service.evm import Block
+from service.ingest import Ingest
 from service.node import Tag
+from service.settings import Settings
 
 GENESIS_TIME = 1_700_000_000
+LIMIT_S = 30.0
+"""Longest wait for ingestion to begin or to end."""
 
 
 class FakeChain:
@@ -202,3 +208,31 @@ def scripted(*, chain_id: int = 1, head: int = 9, n_transactions: int = 2, **met
         "eth_getTransactionReceipt": receipt,
     }
     return RpcServer(**(plain | methods))
+
+
+@contextlib.contextmanager
+def ingesting(settings: Settings) -> Iterator[Ingest]:
+    """Ingest in a thread while the block runs, from when it is ready, then stop; what it raised is raised here."""
+    ingest = Ingest(settings)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            ingest.run()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while not ingest.ready.wait(0.02) and not raised:
+            assert time.monotonic() < deadline, "ingestion did not become ready"
+        if not raised:
+            yield ingest
+    finally:
+        ingest.stop()
+        thread.join(LIMIT_S)
+        assert not thread.is_alive(), "ingestion did not end"
+    if raised:
+        raise raised[0]

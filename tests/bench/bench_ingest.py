@@ -30,6 +30,7 @@ from service.bench import Figure
 from service.ingest import Ingest
 from service.settings import Settings
 from tests import servers
+from tests.nodes import ingesting
 
 TRANSACTIONS = 200
 """In a block, about mainnet's mean."""
@@ -62,29 +63,6 @@ def canned(head: int, n_transactions: int) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.stdin.close()
-
-
-@contextlib.contextmanager
-def ingesting(settings: Settings) -> Iterator[Ingest]:
-    """Ingest in a thread while the block runs."""
-    ingest = Ingest(settings)
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            ingest.run()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield ingest
-    finally:
-        ingest.stop()
-        thread.join(30)
-        if raised:
-            raise raised[0]
 
 
 def reach(ingest: Ingest, number: int) -> None:

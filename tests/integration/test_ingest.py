@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from service.ingest import Ingest, producer_settings
 from service.settings import Settings
 from tests import servers
 from tests.integration.conftest import LIMIT_S, World, until
+from tests.nodes import ingesting
 
 BOTH = pytest.mark.parametrize("library", ["kafka-python", "confluent-kafka"], indirect=True)
 BLOCK, HASH = "block_number", "block_hash"
@@ -74,32 +74,6 @@ def settings(world: World, anvil: Anvil, **changes: object) -> Settings:
         "checkpoint_topic": f"{world.settings.group_id}.c",
     }
     return world.but(**(plain | {"start_block": "0", "rpc_retry_seconds": 10.0} | changes))
-
-
-@contextlib.contextmanager
-def ingesting(settings: Settings) -> Iterator[Ingest]:
-    """Ingest in a thread while the block runs, then stop; what it raised is raised here."""
-    ingest = Ingest(settings)
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            ingest.run()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        until(lambda: ingest.ready.is_set() or bool(raised))
-        if not raised:
-            yield ingest
-    finally:
-        ingest.stop()
-        thread.join(LIMIT_S)
-        assert not thread.is_alive()
-    if raised:
-        raise raised[0]
 
 
 def reached(ingest: Ingest, anvil: Anvil) -> bool:
