@@ -131,8 +131,8 @@ class _Block(NamedTuple):
     held: list[str]
     """Ids of its transactions and token transfers."""
 
-    newcomers: set[str]
-    """Who came into the world, and was given wealth, since the block before."""
+    endowed: set[str]
+    """Who has no wealth without this block."""
 
 
 class LiveChain:
@@ -190,7 +190,7 @@ class LiveChain:
         replaced = [self._newest.pop() for _ in range(min(n_blocks, len(self._newest)))][::-1]
         senders = list(dict.fromkeys(each.sender for block in replaced for each in block.signed))
         # Whoever got wealth meanwhile has none before these blocks, and could pay for nothing in the new ones.
-        vanishing = set(senders[::VANISHING_EVERY]).union(*(block.newcomers for block in replaced))
+        vanishing = set(senders[::VANISHING_EVERY]).union(*(block.endowed for block in replaced))
         kept = [[each for each in block.signed if each.sender not in vanishing] for block in replaced]
         pairs = [(each.raw, i) for i, block in enumerate(kept) for each in block]
         ask(self._url, Call("anvil_reorg", [len(replaced), pairs]))
@@ -199,7 +199,9 @@ class LiveChain:
         counts = ask(self._url, *(Call("eth_getTransactionCount", [sender, "latest"]) for sender in vanishing))
         self._nonces.update(zip(vanishing, (int(count, 16) for count in counts), strict=True))
         held = self._held(len(replaced))
-        self._newest += (_Block(signed, names, set()) for signed, names in zip(kept, held, strict=True))
+        # What was given after the newest of the new blocks, a later reorganisation takes back together with that block.
+        given = [set[str]() for _ in kept[1:]] + [vanishing]
+        self._newest += (_Block(*each) for each in zip(kept, held, given, strict=True))
         kinds = {each.tx_hash: each.kind for block in kept for each in block}
         standing = [(name, kinds[name[:66]]) for block in held for name in block]
         return Reorganised(len(replaced), [name for block in replaced for name in block.held], standing)
