@@ -12,6 +12,7 @@ from features.errors import BrokerError, OutageError
 from service.kafka import (
     FETCH_BYTES_MAX,
     FETCH_SECONDS,
+    METADATA_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
     TRANSACTION_SECONDS,
@@ -145,6 +146,7 @@ class KafkaPythonClient:
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
+            metadata_max_age_ms=int(METADATA_SECONDS * 1000),
             metrics_enabled=False,
         )
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from features.errors import BrokerError, FencedError, OutageError
+from features.errors import BrokerError, FencedError
 from service import simulator, snapshot
 from tests import servers
 from tests.integration.conftest import LIMIT_S, Running, World, serve_apart, until
@@ -188,7 +188,7 @@ def test_broker_restart_is_waited_out(library: str, tmp_path: Path, small_model:
         until(lambda: running.is_over or count(running.service.metrics, "scored") == len(VALUES))
         running.stop()
         # librdkafka's call can hang for good after a restart; the service then ends, and what runs it starts it again.
-        if library == "confluent-kafka" and isinstance(running.error, OutageError):
+        if library == "confluent-kafka" and isinstance(running.error, BrokerError):
             with world.serving():
                 world.scores(len(VALUES))
             running.error = None
