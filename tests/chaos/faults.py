@@ -116,12 +116,17 @@ def freeze_alone(stage: Stage, n: int) -> None:
 
 def _thaw_and_see_it_fenced(stage: Stage, replica: Replica) -> None:
     replica.signal(signal.SIGCONT)
-    _see_it_end(stage, replica)
+    see_it_end(stage, replica)
     if not replica.said("one replica is active at a time"):
         raise ChaosError(f"not fenced: {replica.last_line()!r}")
 
 
-def _see_it_end(stage: Stage, replica: Replica) -> None:
+def see_it_end(stage: Stage, replica: Replica) -> None:
+    """Return when a replica has ended by itself.
+
+    Raises:
+        ChaosError: It does not in time, or not with exit code 1.
+    """
     stage.until(lambda: replica.code is not None, "it ends by itself", limit_s=END_SECONDS_MAX)
     if replica.code != 1:
         raise ChaosError(f"exit code {replica.code}: {replica.last_line()!r}")
@@ -172,9 +177,9 @@ def lose_network(stage: Stage, n: int) -> None:
         replica = stage.serving()
         stage.last(stage.random.uniform(0.2, 1.0))
         (stage.proxy.hang if i % 2 else stage.proxy.cut)()
-        _see_it_end(stage, replica)
+        see_it_end(stage, replica)
         stage.until(lambda: any(each.code is None for each in stage.replicas), "another start")
-        _see_it_end(stage, next(each for each in stage.replicas if each.code is None))
+        see_it_end(stage, next(each for each in stage.replicas if each.code is None))
         stage.proxy.heal()
         stage.mark()
         stage.recover()
@@ -211,7 +216,7 @@ def answer_fatally(stage: Stage, n: int) -> None:
     for i in range(n):
         replica = stage.serving()
         stage.proxy.errors[END_TRANSACTION] = list(FATAL)[i % len(FATAL)]
-        _see_it_end(stage, replica)
+        see_it_end(stage, replica)
         stage.proxy.heal()
         stage.mark()
         stage.recover()
@@ -233,7 +238,7 @@ def refuse_records(stage: Stage, n: int) -> None:
     for _ in range(n):
         replica = stage.serving()
         stage.alter(stage.settings.scores_topic, max_message_bytes="100")
-        _see_it_end(stage, replica)
+        see_it_end(stage, replica)
         stage.alter(stage.settings.scores_topic, max_message_bytes="1048588")
         stage.mark()
         stage.recover()
@@ -264,16 +269,20 @@ def add_partitions(stage: Stage, n: int) -> None:
     for _ in range(n):
         stage.serving()
         stage.last(1.0)
-        n_partitions = stage.n_partitions + 1
-        wanted = NewPartitions(stage.settings.transactions_topic, n_partitions)
-        for made in stage.admin.create_partitions([wanted]).values():
-            made.result(timeout=LIMIT_S)
         replica = stage.serving()
+        widen_topic(stage, stage.n_partitions + 1)
         stage.last(2.0)  # until the feeder knows of it
-        stage.n_partitions = n_partitions
-        _see_it_end(stage, replica)
+        stage.n_partitions += 1
+        see_it_end(stage, replica)
         stage.mark()
         stage.recover()
+
+
+def widen_topic(stage: Stage, n_partitions: int) -> None:
+    """Give the input topic more partitions, which nothing is fed to yet."""
+    wanted = NewPartitions(stage.settings.transactions_topic, n_partitions)
+    for made in stage.admin.create_partitions([wanted]).values():
+        made.result(timeout=LIMIT_S)
 
 
 def storm_group(stage: Stage, n: int) -> None:
