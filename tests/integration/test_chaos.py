@@ -39,6 +39,7 @@ def struck(there: Ground, i: int, folder: Path) -> tuple[Stage, Verdict]:
         return stage, stage.finish()
 
 
+@pytest.mark.timeout(300)  # half a minute alone, four times that beside other loads
 def test_faults_lose_nothing_and_double_nothing(there: Ground, tmp_path: Path) -> None:
     """A lost answer, errors, a partition more and a kill leave the scores of an undisturbed run, bit by bit."""
     with ThreadPoolExecutor(len(CLIENTS)) as pool:
