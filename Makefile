@@ -13,13 +13,14 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
+CHAOS_ARGS ?=
 # The labelled transactions, where they lie beside the checkout.
 ifneq ($(wildcard ../shared/data/ethereum),)
 export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
 
-.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock wheel tools clean fuzz
+.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock wheel tools clean fuzz chaos
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -36,6 +37,10 @@ test: $(WARM) tools ## Run all tests, on Apache Kafka where a broker is meant.
 fuzz: $(WARM) ## Run 2 million spoilt messages through codec and pipeline, half of them guided by coverage.
 	@$(BIN)/python -c 'import atheris' 2> /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/fuzz/requirements.lock
 	@$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+chaos: $(WARM) tools ## Kill, freeze, cut and starve service and broker for half an hour, and write docs/chaos.json.
+	@$(BIN)/python -m tests.chaos --json docs/chaos.json $(CHAOS_ARGS)
+	@$(BIN)/python -m docs.generate
 
 lint: $(INSTALLED) ## Check format, lint and types.
 	$(BIN)/ruff format --check .

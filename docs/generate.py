@@ -18,12 +18,14 @@ from deploy.prometheus import alerts, objectives
 from features import schema, transaction
 from models import evaluate, report
 from service import archiver, bench, catalogue, cli, ingest_metrics, messages, settings
+from tests.chaos import report as chaos
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 INGEST = ROOT / "docs" / "ingest.json"
 ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
+CHAOS = ROOT / "docs" / "chaos.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -146,6 +148,21 @@ def ingest_figures_table() -> str:
     return title + table(("What", "Measured", "Spread", "Must reach"), rows)
 
 
+def chaos_table() -> str:
+    """Return what became of the streams that were struck."""
+    if not CHAOS.exists():
+        return "No figures yet: `make chaos` strikes for half an hour and writes them here.\n"
+    found = msgspec.json.decode(CHAOS.read_bytes(), type=chaos.Report)
+    commits = ", ".join(f"`{each}`" for each in sorted({row.commit for row in found.rows}))
+    dates = sorted({row.date for row in found.rows})
+    n_faults, n_messages = (sum(getattr(row, name) for row in found.rows) for name in ("n_faults", "n_messages"))
+    title = (
+        f"{n_faults:,} faults to {n_messages:,} messages, on {', '.join(dates)} on {found.machine}, commit {commits}, "
+        "by `make chaos`.\n\n"
+    )
+    return title + table(chaos.HEADER, [row.cells() for row in found.rows])
+
+
 def quality_table() -> str:
     """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
     judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
@@ -202,6 +219,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "archive-figures": archive_figures_table,
     "figures": figures_table,
     "ingest-figures": ingest_figures_table,
+    "chaos": chaos_table,
     "quality": quality_table,
     "transaction": lambda: record_table(transaction.Transaction),
     "score": lambda: record_table(messages.Score),

@@ -27,6 +27,9 @@ FETCH_SECONDS = 0.02
 """How long a broker may hold a fetch that finds nothing. Kafka answers with the first record all the same; the demo's
 broker looks for records less often the longer it may wait, and with 0.2 s each came 54 ms late, with 0.02 s 5 ms."""
 
+METADATA_SECONDS = 10.0
+"""How often the topic's partitions are asked for: one that is added is read so much later, 5 minutes by default."""
+
 REQUEST_SECONDS = 10.0
 """Longest wait for an answer to one question at start, such as which topics there are."""
 

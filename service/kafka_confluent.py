@@ -11,6 +11,7 @@ from features.errors import BrokerError, OutageError, UsageError
 from service.kafka import (
     FETCH_BYTES_MAX,
     FETCH_SECONDS,
+    METADATA_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
     TRANSACTION_SECONDS,
@@ -51,6 +52,50 @@ CALL_SECONDS = 1.0
 """How long one transactional call blocks before it is made again; only that lets the thread end with the process."""
 
 
+STUCK_SECONDS = 5.0
+"""How long offsets may be on their way while their coordinator answers another question; they take 1 to 3 ms."""
+
+
+class Stuck:
+    """Tells offsets that librdkafka will never send from those that wait for a broker which is away.
+
+    After a lost connection to the group's coordinator `send_offsets_to_transaction` may hang for good, with the broker
+    there again (librdkafka 2.16, its issues 5456 and 5511). Nothing but a new process sends them then, and the sooner
+    the better: waiting out `broker_retry_seconds` would help nobody.
+    """
+
+    def __init__(self, answers: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        """Know nothing yet.
+
+        Args:
+            answers: Asks the coordinator something, for a second at most, and says whether it answered.
+            clock: In seconds.
+        """
+        self._answers = answers
+        self._clock = clock
+        self._asked_s = 0.0
+        self._answering_since_s: float | None = None
+        self.sending_since_s: float | None = None
+        """When offsets were sent that have not arrived; None while nothing is under way. Set by the calling thread."""
+
+    def for_s(self) -> float | None:
+        """Return for how long the coordinator has answered while offsets did not arrive, None while that may be."""
+        since_s, now_s = self.sending_since_s, self._clock()
+        if since_s is None or now_s - since_s < CALL_SECONDS:
+            self._answering_since_s = None
+            return None
+        if now_s - self._asked_s >= CALL_SECONDS:
+            is_there = self._answers()
+            self._asked_s = self._clock()
+            if not is_there:
+                self._answering_since_s = None
+            elif self._answering_since_s is None:
+                self._answering_since_s = now_s
+        if self._answering_since_s is None or now_s - self._answering_since_s < STUCK_SECONDS:
+            return None
+        return now_s - since_s
+
+
 class ConfluentClient:
     """See `Client`; made connected."""
 
@@ -64,6 +109,7 @@ class ConfluentClient:
         self._serving = False
         self._lost = False
         self._calls: Calls | None = None
+        self._stuck = Stuck(self._coordinator_answers)
         self._consumer: Any = None
         self._producer: Any = None
         self._admin = AdminClient(self._common)
@@ -172,6 +218,7 @@ class ConfluentClient:
             # Once its queue is full the library stops fetching for this long: the default of 1 s shows as a stall.
             "fetch.queue.backoff.ms": 5,
             "fetch.wait.max.ms": int(FETCH_SECONDS * 1000),
+            "topic.metadata.refresh.interval.ms": int(METADATA_SECONDS * 1000),
         }
 
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
@@ -292,7 +339,11 @@ class ConfluentClient:
 
         def call() -> None:
             if positions:
-                _insist(lambda: self._producer.send_offsets_to_transaction(positions, metadata, CALL_SECONDS))
+                self._stuck.sending_since_s = time.monotonic()
+                try:
+                    _insist(lambda: self._producer.send_offsets_to_transaction(positions, metadata, CALL_SECONDS))
+                finally:
+                    self._stuck.sending_since_s = None
             _insist(lambda: self._producer.commit_transaction(CALL_SECONDS))
 
         self._calls.start(call)
@@ -301,9 +352,24 @@ class ConfluentClient:
         """Wait for the thread for calls."""
         assert self._calls is not None
         try:
-            return self._calls.wait(timeout_s)
+            done_at_s = self._calls.wait(timeout_s)
         except KafkaException as error:
             self._fail("committing", error)
+        stuck_s = self._stuck.for_s() if done_at_s is None else None
+        if stuck_s is not None:
+            raise BrokerError(
+                f"{self._place} answers, and librdkafka has not sent it the offsets for {stuck_s:.0f} s; "
+                "the next start commits what is in hand"
+            )
+        return done_at_s
+
+    def _coordinator_answers(self) -> bool:
+        ours = [TopicPartition(self._topic, partition) for partition in self._assigned]
+        try:
+            self._consumer.committed(ours, timeout=CALL_SECONDS)
+        except KafkaException:
+            return False
+        return True
 
     def abort(self, timeout_s: float) -> None:
         """Abort, waiting for the broker's answer, unless a commit still hangs."""
@@ -384,8 +450,7 @@ def _close(client: Any) -> None:
 def _insist(call: Callable[[], None]) -> None:
     """Make a transactional call again for as long as the library says that this goes on where it stopped.
 
-    The wait has no end of its own, nor has librdkafka 2.16's `send_offsets_to_transaction` after its group coordinator
-    was restarted (its issues 5456 and 5511): the loop gives up on a call that hangs, and the process with it.
+    The wait has no end of its own, see `Stuck`: the loop gives up on a call that hangs, and the process with it.
     """
     while True:
         try:

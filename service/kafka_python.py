@@ -12,6 +12,7 @@ from features.errors import BrokerError, OutageError
 from service.kafka import (
     FETCH_BYTES_MAX,
     FETCH_SECONDS,
+    METADATA_SECONDS,
     RECORD_BYTES_MAX,
     REQUEST_SECONDS,
     TRANSACTION_SECONDS,
@@ -118,6 +119,9 @@ class KafkaPythonClient:
         if self._consumer is None:
             self._consumer = asked(self._settings, "connecting", self._make_consumer)
             self._consumer.subscribe([self._topic], listener=self._listener)
+            # A join that is ahead of the topic's metadata gets no partitions, and kafka-python 3.0 can then lose the
+            # answer to the join that follows: one start in 30 stood still for as long as it was let.
+            asked(self._settings, "asking for the partitions", self._know_partitions)
         # What comes early is read again: the service seeks before it reads, and a group that has not committed has no
         # place until then.
         with contextlib.suppress(*_NO_PLACE):
@@ -130,6 +134,13 @@ class KafkaPythonClient:
             raise shared_partitions(self._settings, n_ours=len(ours), n_partitions=n_partitions)
         self._listener.serving = True
         return True
+
+    def _know_partitions(self) -> None:
+        """Have the consumer learn the topic's partitions; it would wait for a broker that is away without a limit."""
+        assert self._calls is not None
+        self._calls.start(lambda: self._consumer.partitions_for_topic(self._topic))
+        if self._calls.wait(REQUEST_SECONDS) is None:
+            raise OutageError(f"{self._place} did not tell the partitions of {self._topic!r} in {REQUEST_SECONDS:g} s")
 
     def _make_consumer(self) -> Any:
         return KafkaConsumer(
@@ -145,6 +156,7 @@ class KafkaPythonClient:
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             fetch_max_wait_ms=int(FETCH_SECONDS * 1000),
+            metadata_max_age_ms=int(METADATA_SECONDS * 1000),
             metrics_enabled=False,
         )
 
@@ -278,15 +290,18 @@ class KafkaPythonClient:
         return unknown if position is None else int(position)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close what was opened; a broker that is away cannot keep any of it, nor hide why the process ends."""
         self._listener.serving = False
         if self._calls is not None:
             self._calls.close()
         if self._producer is not None:
-            self._producer.close(timeout=1)
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self._producer.close(timeout=1)
         if self._consumer is not None:
-            self._consumer.close(autocommit=False, timeout_ms=2000)
-        self._admin.close()
+            with contextlib.suppress(kafka_errors.KafkaError):
+                self._consumer.close(autocommit=False, timeout_ms=2000)
+        with contextlib.suppress(kafka_errors.KafkaError):
+            self._admin.close()
 
 
 class Admin(KafkaAdminClient):  # type: ignore[misc]  # the library has no types

@@ -54,6 +54,9 @@ class Listener(NamedTuple):
     settings: dict[str, object]
     """Without the `listener.name.<name>.` before them."""
 
+    told_port: int | None = None
+    """Where clients are told to find it, for what stands before it; None is its own port."""
+
 
 @contextlib.contextmanager
 def kafka(folder: Path | None = None) -> Iterator[str]:
@@ -305,8 +308,10 @@ def _is_ready(url: str) -> bool:
 
 def _properties(home: Path, port: int, controller_port: int, doors: Sequence[tuple[Listener, int]] = ()) -> str:
     """Render a single node's configuration: every internal topic has one copy, and consumer groups form at once."""
-    advertised = [f"PLAINTEXT://127.0.0.1:{port}", *(f"{each.name}://127.0.0.1:{at}" for each, at in doors)]
-    listeners = ",".join([*advertised, f"CONTROLLER://127.0.0.1:{controller_port}"])
+    own, told = ([f"PLAINTEXT://127.0.0.1:{port}"] for _ in range(2))
+    own += [f"{each.name}://127.0.0.1:{at}" for each, at in doors]
+    told += [f"{each.name}://127.0.0.1:{each.told_port or at}" for each, at in doors]
+    listeners = ",".join([*own, f"CONTROLLER://127.0.0.1:{controller_port}"])
     protocols = ["PLAINTEXT:PLAINTEXT", *(f"{each.name}:{each.protocol}" for each, _ in doors), "CONTROLLER:PLAINTEXT"]
     values = {
         "process.roles": "broker,controller",
@@ -314,7 +319,7 @@ def _properties(home: Path, port: int, controller_port: int, doors: Sequence[tup
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "controller.listener.names": "CONTROLLER",
         "listeners": listeners,
-        "advertised.listeners": ",".join(advertised),
+        "advertised.listeners": ",".join(told),
         "inter.broker.listener.name": "PLAINTEXT",
         "listener.security.protocol.map": ",".join(protocols),
         "log.dirs": home / "data",

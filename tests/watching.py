@@ -31,7 +31,7 @@ from service import simulator
 from service.anvil import Anvil
 from service.children import Service
 from service.settings import PREFIX, Settings
-from tests import registries, servers
+from tests import registries, replica, servers
 
 CHAIN = "simulated"
 CHAIN_ID = 31337
@@ -137,7 +137,7 @@ def watched(address: str, folder: Path, *, seconds: float, library: str = "confl
     port, ingest_port = servers.free_ports(2)
     settings = _settings(address, folder, port, library)
     _create(address, settings)
-    environment = _environment(settings)
+    environment = replica.environment(settings)
     config = configuration(
         targets=[f"127.0.0.1:{port}"],
         ingesters=[f"127.0.0.1:{ingest_port}"],
@@ -331,13 +331,3 @@ def _create(address: str, settings: Settings) -> None:
     admin = AdminClient({"bootstrap.servers": address})
     for created in admin.create_topics([NewTopic(settings.transactions_topic, 2, 1)]).values():
         created.result(timeout=LIMIT_S)
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    def text(value: object) -> str:
-        if isinstance(value, list):
-            return ",".join(value)
-        return str(value).lower() if isinstance(value, bool) else str(value)
-
-    changed = {name: value for name, value in settings.effective().items() if value not in (None, [])}
-    return os.environ | {PREFIX + name.upper(): text(value) for name, value in changed.items()}

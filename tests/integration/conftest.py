@@ -1,7 +1,6 @@
 """One Apache Kafka for all tests here, topics of its own for each, and what they read and write with."""
 
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from service.serve import Service
 from service.settings import Settings
 from tests import servers
+from tests.replica import environment
 
 LIMIT_S = 40.0
 """Longest that a test waits for what must happen."""
@@ -195,18 +195,12 @@ class Running:
 
 def serve_apart(settings: Settings) -> "subprocess.Popen[str]":
     """Start `falconet serve` as a process of its own."""
-    changed = {name: value for name, value in settings.effective().items() if value not in (None, [])}
-    environment = {f"FALCONET_{name.upper()}": _text(value) for name, value in changed.items()}
     return subprocess.Popen(
         [sys.executable, "-m", "service.cli", "serve"],
-        env=os.environ | environment,
+        env=environment(settings),
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from features.errors import BrokerError, FencedError, OutageError
+from features.errors import BrokerError, FencedError
 from service import simulator, snapshot
+from service.kafka_python import KafkaPythonClient
 from tests import servers
 from tests.integration.conftest import LIMIT_S, Running, World, serve_apart, until
 
@@ -18,6 +19,21 @@ VALUES = simulator.messages(11, 400)
 
 def count(running_metrics: object, outcome: str) -> int:
     return int(running_metrics.transactions_total[outcome]._value.get())  # type: ignore[attr-defined]
+
+
+def test_group_is_joined_once_and_with_known_partitions(broker: str, tmp_path: Path, small_model: Path) -> None:
+    """kafka-python knows the partitions when it joins: a join without them was followed by one that could hang."""
+    for i in range(3):
+        world = World(broker, "kafka-python", f"joined-{i}", tmp_path, small_model)
+        world.create(world.settings.transactions_topic)
+        client = KafkaPythonClient(world.settings)
+        try:
+            client.begin_producing()
+            until(lambda joining=client: joining.join(0.1))
+
+            assert client._consumer.group_metadata().generation_id == 1
+        finally:
+            client.close()
 
 
 def test_each_transaction_is_scored_once(world: World) -> None:
@@ -188,7 +204,7 @@ def test_broker_restart_is_waited_out(library: str, tmp_path: Path, small_model:
         until(lambda: running.is_over or count(running.service.metrics, "scored") == len(VALUES))
         running.stop()
         # librdkafka's call can hang for good after a restart; the service then ends, and what runs it starts it again.
-        if library == "confluent-kafka" and isinstance(running.error, OutageError):
+        if library == "confluent-kafka" and isinstance(running.error, BrokerError):
             with world.serving():
                 world.scores(len(VALUES))
             running.error = None
