@@ -110,7 +110,7 @@ def show(client: str, arrived: Any, scores: list[dict[str, Any]], started: float
     # The first score of each version that took over, in the same order as the promotions.
     names = np.array([score["model"]["version"] for score in scores])
     swapped = due[1:][names[1:] != names[:-1]]
-    phase = np.full(len(due), "rest")
+    phase = np.full(len(due), "rest", dtype="<U8")
     for at, swap in zip(promoted, swapped, strict=True):
         phase[(due >= at - 1.0) & (due < at)] = "before"
         phase[(due >= at) & (due < swap)] = "read"
