@@ -126,7 +126,8 @@ def archive_figures_table() -> str:
     """Return what training's dataset took of an archive that does not fit memory."""
     measured = msgspec.json.decode(ARCHIVE.read_bytes(), type=bench.Report)
     rows = [(figure.name, f"{bench.plain(figure.value)} {figure.unit}".rstrip()) for figure in measured.figures]
-    command = "`python -m tests.bench.bench_archive --json docs/archive.json`"
+    trained = " --train" if any("train" in row[0] for row in rows) else ""
+    command = f"`python -m tests.bench.bench_archive{trained} --json docs/archive.json`"
     title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by {command}.\n\n"
     return title + table(("What", "Measured"), rows)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.compiled import compiled
+from features.compiled import compiled, compiled_without_gil
 from features.schema import Feature
 from models.compact import DEPTH_MAX, Trees, edge
 
@@ -78,7 +78,8 @@ _SET_WEIGHTS = np.array(
 """|S|! (d - 1 - |S|)! / d! of a set S of the d - 1 other features, by d - 1 and |S|."""
 
 
-@compiled
+# Held for its 10 ms, the interpreter would keep a scoring loop waiting while the next model is made ready beside it.
+@compiled_without_gil
 def _tables(leaf: Any, slot_start: Any, slot_share: Any, table_start: Any, coefficient: Any, tables: Any) -> None:
     """Fill, for every leaf and every set of satisfied features, each feature's Shapley value.
 

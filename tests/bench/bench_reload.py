@@ -2,7 +2,8 @@
 
 `falconet serve` scores 2,000 transactions a second from an Apache Kafka of its own while the registry's champion
 changes every three seconds between two versions of the shipped model, each with its large model in shadow. Printed are,
-for the second after each promotion and for the seconds between, the longest delay of a transaction (from its due time
+for the second before each promotion, for the time until the promoted model's first score (it is read, verified, laid
+out and tried meanwhile), for the second from there on and for the rest, the delay of a transaction (from its due time
 to its score being readable) and the longest pause between two scores; and that each was scored once, in order.
 """
 
@@ -106,16 +107,27 @@ def show(client: str, arrived: Any, scores: list[dict[str, Any]], started: float
     delay_ms, pause_ms = (arrived - due) * 1e3, np.diff(arrived, prepend=arrived[0]) * 1e3
     versions = [version for version, _ in groupby(score["model"]["version"] for score in scores)]
     offsets = [score["source"]["offset"] for score in scores]
-    near = np.zeros(len(arrived), dtype=bool)
-    for at in promoted:
-        near |= (due >= at - 0.05) & (due < at + 1.0)
-    warm = due > started + WARM_SECONDS - 0.5
+    # The first score of each version that took over, in the same order as the promotions.
+    names = np.array([score["model"]["version"] for score in scores])
+    swapped = due[1:][names[1:] != names[:-1]]
+    phase = np.full(len(due), "rest", dtype="<U8")
+    for at, swap in zip(promoted, swapped, strict=True):
+        phase[(due >= at - 1.0) & (due < at)] = "before"
+        phase[(due >= at) & (due < swap)] = "read"
+        phase[(due >= swap) & (due < swap + 1.0)] = "after"
+    phase[due < started + WARM_SECONDS - 1.5] = "warm-up"
     print(f"{client}: {len(scores):,} scores, each offset once and in order: {offsets == list(range(len(scores)))}")
     print(f"  versions in order: {' '.join(versions)} for {len(promoted)} promotions")
-    for label, chosen in (("second after a promotion", near & warm), ("between", ~near & warm)):
+    for label, which in (
+        ("second before a promotion", "before"),
+        ("until the swap", "read"),
+        ("second after the swap", "after"),
+        ("rest", "rest"),
+    ):
+        chosen = phase == which
         p50, p99, worst = np.percentile(delay_ms[chosen], [50, 99, 100])
         print(
-            f"  {label:<25} delay p50 {p50:5.1f}  p99 {p99:5.1f}  longest {worst:5.1f} ms, "
+            f"  {label:<25} {chosen.sum():6,} scores, delay p50 {p50:5.1f}  p99 {p99:5.1f}  longest {worst:5.1f} ms, "
             f"longest pause between scores {pause_ms[chosen].max():5.1f} ms"
         )
     worst_of_each = [delay_ms[(due >= at - 0.05) & (due < at + 1.0)].max(initial=0) for at in promoted]
