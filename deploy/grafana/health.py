@@ -192,6 +192,7 @@ def _trouble(runbook: Runbook) -> list[Any]:
                 Query(f"min(falconet_undo_blocks{{{HERE}}})", "blocks to go back by"),
             ],
             unit="short",
+            runbook=runbook("FalconetReorgRefused"),
         ),
     ]
 

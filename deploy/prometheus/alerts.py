@@ -330,6 +330,20 @@ ALERTS = (
         ),
     ),
     Alert(
+        "FalconetReorgRefused",
+        "page",
+        "{{ $labels.chain }}: a reorganisation cannot be followed; nothing is scored until somebody decides.",
+        # The process ends 45 s after it refused and counts from 0 again: neither a rate nor the last value would stay.
+        ((Condition(f"max {BY} (max_over_time(falconet_reorgs_refused_total[15m]))", "> 0"),),),
+        "0m",
+        Proof(
+            {f"falconet_reorgs_refused_total{{{_AT}}}": "0x20 1 stale _x2 0x60"},
+            "30m",
+            "60m",
+            PLACE,
+        ),
+    ),
+    Alert(
         "FalconetSnapshotOld",
         "ticket",
         "{{ $labels.instance }}: the newest snapshot is {{ $value | humanizeDuration }} old.",

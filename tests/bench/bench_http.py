@@ -89,7 +89,7 @@ def run(address: str, client: str) -> None:
         url = service.url.removeprefix("http://").partition("/")[0]
         # A process of its own: under one interpreter with the sender it would time the sender.
         command = [sys.executable, "-m", "tests.bench.bench_http", "--load", url]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         sender.join()
     took_ms = np.array(json.loads(found)) * 1e3
     p50, p99, p999 = np.percentile(took_ms, [50, 99, 99.9])
