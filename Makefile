@@ -19,8 +19,9 @@ ifneq ($(wildcard ../shared/data/ethereum),)
 export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
 endif
 UV_VERSION := 0.13.9
+LOCK_PART := --constraint requirements.lock --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 
-.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock wheel tools clean fuzz chaos
+.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock image wheel tools clean fuzz chaos
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -61,6 +62,9 @@ docs: $(INSTALLED) ## Write the generated tables in README.md and docs/.
 dashboards: $(INSTALLED) ## Write the dashboards, the rules and Prometheus's configuration in deploy/.
 	@$(BIN)/python -m deploy.generate
 
+image: ## Run the steps of deploy/Dockerfile without Docker, in an empty tree; as root, two minutes.
+	@$(BIN)/python -m tests.image
+
 wheel: $(INSTALLED) ## Build the wheel into dist/.
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
@@ -72,6 +76,9 @@ lock: ## Resolve the newest versions that pyproject.toml allows into requirement
 		--group dev --group compare \
 		--python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 		--quiet --output-file requirements.lock
+	@# The image's parts of it: what serves, and what builds the wheel.
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra confluent --extra ingest --extra sign $(LOCK_PART) --output-file deploy/image.lock
+	echo hatchling | $(VENV)-lock/bin/uv pip compile - $(LOCK_PART) --output-file deploy/build.lock
 
 clean: ## Remove the environment and everything built.
 	rm -rf $(VENV) $(VENV)-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis deploy/kafka/target
@@ -102,6 +109,7 @@ tools:
 	command -v gcc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	command -v npm > /dev/null || missing="$$missing npm"; \
 	command -v prometheus > /dev/null && command -v promtool > /dev/null || missing="$$missing prometheus"; \
+	command -v systemd-analyze > /dev/null || missing="$$missing systemd"; \
 	$(call bring,$$missing)
 
 # As root on Debian the missing packages are installed; elsewhere what needs them says so.

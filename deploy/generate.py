@@ -19,6 +19,7 @@ from deploy.prometheus.proofs import proofs
 DEPLOY = Path(__file__).resolve().parent
 GRAFANA = DEPLOY / "grafana" / "dashboards"
 PROMETHEUS = DEPLOY / "prometheus"
+KUBERNETES = DEPLOY / "kubernetes"
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -71,12 +72,23 @@ def alerting() -> dict[str, Any]:
     return {"groups": [{"name": "falconet-alerts", "rules": rules}]}
 
 
+def operated() -> dict[str, Any]:
+    """Return both files of rules as the one object that the Prometheus Operator reads."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "falconet"},
+        "spec": {"groups": [*recording()["groups"], *alerting()["groups"]]},
+    }
+
+
 def files() -> dict[Path, str]:
     """Return every written file with its text."""
     prometheus = {
         PROMETHEUS / "prometheus.yml": as_yaml(configuration(), source="deploy/prometheus/configuration.py"),
         PROMETHEUS / "rules" / "recording.yml": as_yaml(recording(), source="deploy/prometheus/objectives.py"),
         PROMETHEUS / "rules" / "alerts.yml": as_yaml(alerting(), source="deploy/prometheus/alerts.py"),
+        KUBERNETES / "monitoring" / "rules.yaml": as_yaml(operated(), source="deploy/prometheus/"),
     }
     for name, interval in (("minutes", "1m"), ("hours", "2m"), ("days", "10m")):
         text = as_yaml(proofs(annotations, interval=interval), source="deploy/prometheus/alerts.py")
