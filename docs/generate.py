@@ -9,13 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import msgspec
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from deploy.prometheus import alerts, objectives
-from features import schema, transaction
+from features import accounts, schema, transaction
 from models import evaluate, report
 from service import archiver, bench, catalogue, cli, ingest_metrics, messages, settings
 from tests.chaos import report as chaos
@@ -164,6 +165,44 @@ def chaos_table() -> str:
     return title + table(chaos.HEADER, [row.cells() for row in found.rows])
 
 
+def sizing_table() -> str:
+    """Return what a service of some sizes takes: speed and base as measured, the rest from what a table holds."""
+    measured = msgspec.json.decode(FIGURES.read_bytes(), type=bench.Report)
+    figures = {figure.name: figure for figure in measured.figures}
+    program = figures["resident memory with 100,000 accounts, shadow model loaded"].value * 2**20
+    speeds = [
+        (f"`{client}`", f"{bench.plain(figures[f'exactly once through Kafka, {client}'].value)} tx/s")
+        for client in get_args(get_type_hints(settings.Settings)["kafka_client"])
+    ]
+    rows = []
+    for accounts_max in (100_000, 1_000_000, 10_000_000):
+        full = accounts.n_bytes_full(accounts_max=accounts_max, pairs_max=2 * accounts_max)
+        rows.append(
+            (
+                f"{accounts_max:,}",
+                f"{2 * accounts_max:,}",
+                f"{full / 2**20:,.0f} MiB",
+                f"{(program + full) / 2**30:.1f} GiB",
+                f"{(program + 2 * full) / 2**30:.1f} GiB",
+            )
+        )
+    return (
+        f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `make bench`.\n\n"
+        + table(("`kafka_client`", "Most, exactly once"), speeds)
+        + f"\nThe program with its libraries, the models and 100,000 accounts took {program / 2**20:.0f} MiB.\n\n"
+        + table(
+            (
+                "`accounts_max`",
+                "`pairs_max`",
+                "Full tables, and one snapshot",
+                "Memory",
+                "Memory at worst, in a snapshot",
+            ),
+            rows,
+        )
+    )
+
+
 def quality_table() -> str:
     """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
     judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
@@ -222,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ingest-figures": ingest_figures_table,
     "chaos": chaos_table,
     "quality": quality_table,
+    "sizing": sizing_table,
     "transaction": lambda: record_table(transaction.Transaction),
     "score": lambda: record_table(messages.Score),
     "retraction": lambda: record_table(messages.Retraction),

@@ -119,6 +119,8 @@ def test_commands_of_the_docs_exist() -> None:
         "README.md",
         "CONTRIBUTING.md",
         "docs/operations.md",
+        "docs/deployment.md",
+        "docs/upgrade.md",
         "docs/architecture.md",
         "docs/training.md",
         "docs/ingestion.md",
