@@ -16,7 +16,8 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from deploy.prometheus import alerts, objectives
-from features import accounts, schema, transaction
+from features import schema, transaction
+from features.accounts import Accounts
 from models import evaluate, report
 from service import archiver, bench, catalogue, cli, ingest_metrics, messages, settings
 from tests.chaos import report as chaos
@@ -176,7 +177,7 @@ def sizing_table() -> str:
     ]
     rows = []
     for accounts_max in (100_000, 1_000_000, 10_000_000):
-        full = accounts.n_bytes_full(accounts_max=accounts_max, pairs_max=2 * accounts_max)
+        full = Accounts(accounts_max=accounts_max, pairs_max=2 * accounts_max).memory_bytes
         rows.append(
             (
                 f"{accounts_max:,}",

@@ -203,9 +203,3 @@ class Accounts:
         own.meta[:] = arrays["meta"]
         if self.journal is not None:
             self.journal.restore(arrays)
-
-
-def n_bytes_full(*, accounts_max: int, pairs_max: int) -> int:
-    """Return the bytes of a full table's accounts, index and pairs."""
-    n_slots = 1 << (3 * accounts_max // 2).bit_length()
-    return 4 * table.WORDS * accounts_max + 8 * n_slots + 4 * table.PAIR_WORDS * pairs_max

@@ -113,15 +113,31 @@ class Rehearsal:
         # Python was built for another prefix, where its library would be looked for.
         self._environment["LD_LIBRARY_PATH"] = "/usr/local/lib"
         self.folder, self.user, self.volumes = "/", "0:0", list[str]()
-        for name in (*SYSTEM, "dev", "proc", "tmp", "root", "run", "opt", "var/lib/apt/lists", "rehearsal"):
+        for name in (
+            *SYSTEM,
+            "dev",
+            "proc",
+            "tmp",
+            "root",
+            "run",
+            "opt",
+            "var/lib/apt/lists/partial",
+            "var/lib/dpkg",
+            "rehearsal",
+        ):
             (root / name).mkdir(parents=True, exist_ok=True)
         root.with_name(root.name + ".ro").mkdir()
+        (root / "tmp").chmod(0o1777)
         shutil.copytree("/etc", root / "etc", symlinks=True)
         settings = Path.home() / ".config" / "pip"
         if settings.is_dir():
             shutil.copytree(settings, root / "root" / ".config" / "pip")
+        (root / "var/cache/apt/archives/partial").mkdir(parents=True)
+        # As if nothing were installed: all that a package needs must be there to be had.
+        (root / "var/lib/dpkg/status").touch()
         shim = root / "rehearsal" / "apt-get"
-        shim.write_text('#!/bin/sh\n[ "$1" = update ] || exec /usr/bin/apt-get --simulate "$@" > /dev/null\n')
+        update = '[ "$1" = update ] && exec /usr/bin/apt-get -qq update'
+        shim.write_text(f'#!/bin/sh\n{update}\nexec /usr/bin/apt-get --simulate "$@" > /dev/null\n')
         shim.chmod(0o755)
 
     def take(self, step: str, text: str) -> None:
