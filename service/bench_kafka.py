@@ -222,7 +222,7 @@ def _wait_ready(process: "subprocess.Popen[bytes]", log_path: Path) -> None:
     """Wait until the log says that transactions are being read."""
     deadline = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < deadline and process.poll() is None:
-        if " serving offsets=" in log_path.read_text():
+        if "serving offsets=" in log_path.read_text():
             return
         time.sleep(0.02)
     raise BrokerError(f"falconet serve did not become ready:\n{log_path.read_text()[-2000:]}")

@@ -89,7 +89,7 @@ class Service:
     def _said(self) -> str:
         """Return what it said last, without the settings and other notes of a good start."""
         lines = self._log.read_text(errors="replace").splitlines()
-        return "\n".join([line for line in lines if " INFO " not in line][-30:])
+        return "\n".join([line for line in lines if '"level":"info"' not in line][-30:])
 
 
 class Sender:

@@ -9,7 +9,6 @@ replaces them; nothing is announced before its replacement was read.
 
 import logging
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from features.errors import FencedError, NodeError, NodeOutageError, OutageError, UsageError
-from service import chain, checkpoint, kafka, metrics
+from service import chain, checkpoint, kafka, logs, metrics
 from service.chain import Checkpoint, Header
 from service.evm import Block
 from service.ingest_metrics import IngestMetrics
@@ -452,10 +451,7 @@ def command(settings: Settings, *, forget_checkpoint: bool) -> None:
         NodeError: No node could be used within the budget, one is of another chain, or a reorganisation is too deep.
         BrokerError: Kafka stayed away, refused us, or gave our place to another ingester.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("falconet").setLevel(logging.INFO)
-    # The library logs each retry of its own; what matters comes back as an error.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logs.begin(settings.log_format, settings.log_level)
     log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
     ingest = Ingest(settings, forget_checkpoint=forget_checkpoint)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,7 +21,7 @@ from features.screening import Screening
 from models.drift import Drift
 from models.progress import progress
 from models.scorer import Scorer
-from service import check, drift, http, kafka, shadow, trust
+from service import check, drift, http, kafka, logs, shadow, trust
 from service.breaker import Breaker
 from service.capture import Snapshots
 from service.codec import Decoder
@@ -66,10 +66,7 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
         InputError: The model, a list or the saved state cannot be used.
         BrokerError: Kafka stayed away, refused us, or gave our place to another process.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("falconet").setLevel(logging.INFO)
-    # The library logs each retry of its own; what matters comes back as an error.
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    logs.begin(settings.log_format, settings.log_level)
     log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
     _calm_garbage_collector(YOUNG_OBJECTS_MAX[settings.kafka_client])
     if settings.kafka_client == "kafka-python":

@@ -229,6 +229,13 @@ class Settings(HttpSettings, frozen=True, kw_only=True):
     broker_retry_seconds: Annotated[
         float, Meta(ge=0, le=86_400, description="Longest outage of Kafka that is retried before the process exits.")
     ] = 60.0
+    log_format: Annotated[
+        Literal["auto", "text", "json"],
+        Meta(description="How log lines look; auto is text on a terminal and JSON elsewhere."),
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least that is logged.")
+    ] = "info"
 
     def __repr__(self) -> str:
         """Show what `effective` shows, so that no traceback and no log line can hold a secret."""

@@ -59,7 +59,7 @@ class Replica:
     @property
     def is_serving(self) -> bool:
         """Whether it has begun to read transactions."""
-        return self.code is None and self.said(" serving offsets=")
+        return self.code is None and self.said("serving offsets=")
 
     def last_line(self) -> str:
         """Return what it said last."""

@@ -164,7 +164,7 @@ def run(world: World, n: int, rounds: int) -> tuple[list[float], list[Restart]]:
         time.sleep(7)
         started_s = time.perf_counter()
         process = world.start(0)
-        log = world.until_logged(process, " serving offsets=")
+        log = world.until_logged(process, "serving offsets=")
         serving_s = time.perf_counter() - started_s
         end(process, signal.SIGKILL)
         found = re.search(r"restored .*replayed=(\d+) in_s=([\d.]+)", log)

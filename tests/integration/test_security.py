@@ -164,7 +164,7 @@ def test_commands_share_the_settings_and_log_no_secret(world: World, locked: Loc
     with log.open("wb") as file:
         serving = subprocess.Popen([*COMMAND, "serve"], env=environment(world, scram), stdout=file, stderr=file)
     try:
-        until(lambda: " serving offsets=" in log.read_text() or serving.poll() is not None)
+        until(lambda: "serving offsets=" in log.read_text() or serving.poll() is not None)
         n_scores = len(world.scores(20))
     finally:
         serving.send_signal(signal.SIGTERM)
