@@ -13,6 +13,7 @@ against the second, which the sender has slowed as much.
     --minutes M      of the overload, instead of 10
     --client NAME    kafka-python (default) or confluent-kafka
     --addresses N    distinct ones, instead of 10,000,000; the budget is a tenth of them
+    --backlog N      messages that capacity is measured on, instead of some 10 s of them
     --rounds N       of `bad` and `hot`, with and without in turn, instead of 3
     --json FILE      where the figures go; those of parts that this run leaves out stay
 """
@@ -60,8 +61,13 @@ class Ground(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Messages that take the service CAPACITY_SECONDS."""
-        return int(GUESS[self.options.client] * CAPACITY_SECONDS)
+        """Messages in a backlog."""
+        return backlog(self.options)
+
+
+def backlog(options: argparse.Namespace) -> int:
+    """Return how many messages a backlog has: what takes the client in question some 10 s, where nothing is given."""
+    return int(options.backlog or GUESS[options.client] * CAPACITY_SECONDS)
 
 
 def overload(ground: Ground) -> Iterator[Figure]:
@@ -262,6 +268,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="|".join(PARTS))
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--client", choices=CLIENTS, default=CLIENTS[0])
+    parser.add_argument("--backlog", type=int)
     parser.add_argument("--addresses", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)

@@ -7,6 +7,7 @@ quarter is like the second one; the first fills tables and buffers.
 
     --minutes M      instead of 120
     --client NAME    kafka-python (default) or confluent-kafka
+    --backlog N      messages that capacity is measured on, instead of some 10 s of them
     --json FILE      where the figures go, and the picture into `figures/` beside it
 """
 
@@ -24,16 +25,17 @@ from models import plots, report
 from service import bench
 from service.bench import Figure
 from tests import servers
-from tests.bench.bench_overload import CAPACITY_SECONDS, GUESS, ORDINARY, write
+from tests.bench.bench_overload import ORDINARY, backlog, write
 from tests.bench.load import CLIENTS, Sample, Sender, Service, Watch, backlog_rate, offsets, rate
 
 EVERY_SECONDS = 5.0
 PICTURE = "soak.svg"
 
 
-def soak(address: str, folder: Path, client: str, minutes: float) -> tuple[list[Sample], list[Figure]]:
+def soak(
+    address: str, folder: Path, client: str, *, minutes: float, n_backlog: int
+) -> tuple[list[Sample], list[Figure]]:
     """Return what was seen, and the figures of it."""
-    n_backlog = int(GUESS[client] * CAPACITY_SECONDS)
     capacity, _ = backlog_rate(Service(address, client, folder, "capacity"), ORDINARY, n_backlog)
     service = Service(address, client, folder, "soak")
     service.create()
@@ -125,12 +127,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--client", choices=CLIENTS, default=CLIENTS[0])
+    parser.add_argument("--backlog", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"{report.machine()}, commit {report.commit()[:12]}, {options.client}")
     with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
         try:
-            samples, figures = soak(address, Path(folder), options.client, options.minutes)
+            samples, figures = soak(
+                address, Path(folder), options.client, minutes=options.minutes, n_backlog=backlog(options)
+            )
         except FalconetError as error:
             print(f"bench_soak: {error}", file=sys.stderr)
             return 1
