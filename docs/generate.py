@@ -204,6 +204,8 @@ def sizing_table() -> str:
             rows,
         )
     )
+
+
 def load_table(path: Path, command: str) -> str:
     """Return what the service did under load, as that command found it."""
     if not path.exists():

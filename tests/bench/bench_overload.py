@@ -20,6 +20,7 @@ against the second, which the sender has slowed as much.
 
 import argparse
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -275,6 +276,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.names) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    # Broker, service and sender end with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{report.machine()}, commit {report.commit()[:12]}, {options.client}")
     for name in options.names or PARTS:
         found = []

@@ -12,6 +12,7 @@ quarter is like the second one; the first fills tables and buffers.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -130,6 +131,8 @@ def main() -> int:
     parser.add_argument("--backlog", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # Broker, service and sender end with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{report.machine()}, commit {report.commit()[:12]}, {options.client}")
     with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
         try:
