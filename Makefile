@@ -14,6 +14,8 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 FUZZ_ARGS ?=
 CHAOS_ARGS ?=
+OVERLOAD_ARGS ?=
+SOAK_ARGS ?=
 # The labelled transactions, where they lie beside the checkout.
 ifneq ($(wildcard ../shared/data/ethereum),)
 export FALCONET_DATA ?= $(abspath ../shared/data/ethereum)
@@ -21,7 +23,7 @@ endif
 UV_VERSION := 0.13.9
 LOCK_PART := --constraint requirements.lock --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 
-.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock image wheel tools clean fuzz chaos
+.PHONY: help demo demo-chain test lint bench bench-models docs dashboards lock image wheel tools clean fuzz chaos overload soak
 
 help: ## Show the commands.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf 'make %-12s %s\n' "$$name" "$$text"; done
@@ -41,6 +43,14 @@ fuzz: $(WARM) ## Run 2 million spoilt messages through codec and pipeline, half 
 
 chaos: $(WARM) tools ## Kill, freeze, cut and starve service and broker for half an hour, and write docs/chaos.json.
 	@$(BIN)/python -m tests.chaos --json docs/chaos.json $(CHAOS_ARGS)
+	@$(BIN)/python -m docs.generate
+
+overload: $(WARM) tools ## Offer twice the capacity for ten minutes, and other loads, and write docs/overload.json.
+	@$(BIN)/python -m tests.bench.bench_overload --json docs/overload.json $(OVERLOAD_ARGS)
+	@$(BIN)/python -m docs.generate
+
+soak: $(WARM) tools ## Offer half the capacity for two hours and write docs/soak.json.
+	@$(BIN)/python -m tests.bench.bench_soak --json docs/soak.json $(SOAK_ARGS)
 	@$(BIN)/python -m docs.generate
 
 lint: $(INSTALLED) ## Check format, lint and types.

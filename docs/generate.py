@@ -28,6 +28,8 @@ INGEST = ROOT / "docs" / "ingest.json"
 ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
 CHAOS = ROOT / "docs" / "chaos.json"
+OVERLOAD = ROOT / "docs" / "overload.json"
+SOAK = ROOT / "docs" / "soak.json"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -204,6 +206,26 @@ def sizing_table() -> str:
     )
 
 
+def load_table(path: Path, command: str) -> str:
+    """Return what the service did under load, as that command found it."""
+    if not path.exists():
+        return f"No figures yet: `{command}` measures this machine and writes them here.\n"
+    measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
+    rows = [
+        (
+            figure.name,
+            f"{bench.plain(figure.value)} {figure.unit}",
+            "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
+            figure.target,
+        )
+        for figure in measured.figures
+    ]
+    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `{command}`.\n\n"
+    picture = path.parent / "figures" / f"{path.stem}.svg"
+    shown = f"\n![{path.stem} over time](figures/{picture.name})\n" if picture.exists() else ""
+    return title + table(("What", "Measured", "Spread", "Must reach"), rows) + shown
+
+
 def quality_table() -> str:
     """Return the figures of docs/evaluation.md that say most, the served model beside the large one."""
     judged = msgspec.json.decode(QUALITY.read_bytes(), type=report.Report)
@@ -261,6 +283,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "figures": figures_table,
     "ingest-figures": ingest_figures_table,
     "chaos": chaos_table,
+    "overload": lambda: load_table(OVERLOAD, "make overload"),
+    "soak": lambda: load_table(SOAK, "make soak"),
     "quality": quality_table,
     "sizing": sizing_table,
     "transaction": lambda: record_table(transaction.Transaction),
