@@ -121,6 +121,14 @@ CATALOGUE = (
         "blocks",
         "Newest blocks by which the account state can go back; those without transactions are not counted.",
     ),
+    Spec(
+        "energy_joules_total",
+        "counter",
+        ("source",),
+        "joules",
+        "Energy since the start: `rapl` is the processor's own counter, whoever used it; where that cannot be read, "
+        "`estimate` is processor seconds of the service times 5 W of one busy core.",
+    ),
     Spec("reorgs_refused_total", "counter", (), "reorganisations", "Reorganisations too deep or unclear to follow."),
     Spec("dlq_total", "counter", ("reason",), "messages", "Messages sent to the dead-letter topic, by reason."),
     Spec(

@@ -437,6 +437,7 @@ class Loop:
             return
         self._lag_at_s = now_s
         self._metrics.set_offsets(self.offsets)
+        self._metrics.take_energy()
         try:
             self._metrics.set_lag(self._client.lag(timeout_s=1.0 if is_silent else 0.0))
         except OutageError as error:

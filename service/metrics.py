@@ -34,6 +34,7 @@ from prometheus_client.utils import floatToGoString
 
 from features import schema
 from features.errors import Reason, UsageError
+from models import energy
 from service.catalogue import CATALOGUE, PREFIX, Spec
 
 Stage = Literal["decode", "features", "score", "candidate", "encode", "produce"]
@@ -240,6 +241,8 @@ class Metrics:
         self.snapshot_pause_seconds = self._gauge("snapshot_pause_seconds")
         self.retractions_total = self._counter("retractions_total")
         self.undo_blocks = self._gauge("undo_blocks")
+        self._meter = energy.Meter()
+        self._energy = self._counters("energy_joules_total", get_args(energy.Source))
         self.reorgs_refused_total = self._counter("reorgs_refused_total")
         self.restore_seconds = self._gauge("restore_seconds")
         self._breaker_open = self._gauge("breaker_open")
@@ -274,6 +277,11 @@ class Metrics:
         self._lag_partitions = set(lag)
         for partition, n_records in lag.items():
             self._lag.labels(str(partition)).set(n_records)
+
+    def take_energy(self) -> None:
+        """Count the energy since the last call; the counter of the processor wraps after minutes at the earliest."""
+        spent, self._meter = self._meter.read(), energy.Meter()
+        self._energy[spent.source].inc(spent.joules)
 
     def set_offsets(self, offsets: Mapping[int, int]) -> None:
         """Set the next message's offset in each partition."""

@@ -67,6 +67,18 @@ def _glance() -> list[Any]:
             f"{cpu} / sum(rate(falconet_transactions_total{{{HERE}}}[5m])) * 1e6",
             unit="s",
         ),
+        lines(
+            "Joules a million transactions",
+            "Energy by its source: the processor's counter holds whatever runs beside; an estimate is CPU times 5 W.",
+            [
+                Query(
+                    f"sum by (source) (rate(falconet_energy_joules_total{{{HERE}}}[{RATE}]) > 0) / on() group_left() "
+                    f"({SCORED}) * 1e6",
+                    "{{source}}",
+                )
+            ],
+            unit="joule",
+        ),
     ]
 
 

@@ -398,3 +398,17 @@ def test_table_has_a_line_for_every_metric():
     _, _, *rows = catalogue.markdown_table().splitlines()
 
     assert [PREFIX + spec.name for spec in CATALOGUE] == [row.split("`")[1] for row in rows]
+
+
+def test_energy_is_counted_by_its_source():
+    """Each reading adds what was spent since the one before, to the source that told it."""
+    metrics = Metrics()
+    sum(i * i for i in range(200_000))
+    metrics.take_energy()
+    first = {source: counter._value.get() for source, counter in metrics._energy.items()}
+    sum(i * i for i in range(200_000))
+    metrics.take_energy()
+    second = {source: counter._value.get() for source, counter in metrics._energy.items()}
+
+    assert set(first) == {"rapl", "estimate"}
+    assert 0 < sum(first.values()) < sum(second.values())
