@@ -25,6 +25,7 @@ from tests.chaos import report as chaos
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 INGEST = ROOT / "docs" / "ingest.json"
+OBSERVABILITY = ROOT / "docs" / "observability.json"
 ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
 CHAOS = ROOT / "docs" / "chaos.json"
@@ -138,7 +139,19 @@ def archive_figures_table() -> str:
 
 def ingest_figures_table() -> str:
     """Return what ingestion reaches."""
-    measured = msgspec.json.decode(INGEST.read_bytes(), type=bench.Report)
+    return measured_table(INGEST, "python -m tests.bench.bench_ingest --json docs/ingest.json")
+
+
+def observability_table() -> str:
+    """Return what watching costs."""
+    if not OBSERVABILITY.exists():
+        return "No figures yet: `python -m tests.bench.bench_observability --json docs/observability.json`.\n"
+    return measured_table(OBSERVABILITY, "python -m tests.bench.bench_observability --json docs/observability.json")
+
+
+def measured_table(path: Path, command: str) -> str:
+    """Return the figures of a report with what made them."""
+    measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
     rows = [
         (
             figure.name,
@@ -148,8 +161,7 @@ def ingest_figures_table() -> str:
         )
         for figure in measured.figures
     ]
-    command = "`python -m tests.bench.bench_ingest --json docs/ingest.json`"
-    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by {command}.\n\n"
+    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `{command}`.\n\n"
     return title + table(("What", "Measured", "Spread", "Must reach"), rows)
 
 
@@ -282,6 +294,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "archive-figures": archive_figures_table,
     "figures": figures_table,
     "ingest-figures": ingest_figures_table,
+    "observability": observability_table,
     "chaos": chaos_table,
     "overload": lambda: load_table(OVERLOAD, "make overload"),
     "soak": lambda: load_table(SOAK, "make soak"),

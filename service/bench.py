@@ -85,7 +85,7 @@ def run(*, settings: Settings, kafka: bool, data: Path | None, quick: bool, say:
     """
     from service import bench_kafka
 
-    report = Report(machine(), commit(), datetime.now(UTC).strftime("%Y-%m-%d"), versions(), [])
+    report = Report(machine(), commit(), today(), versions(), [])
     say(f"machine: {report.machine}")
     say(f"commit: {report.commit}  date: {report.date}")
     say("versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
@@ -238,6 +238,11 @@ def commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def today() -> str:
+    """Return the date in UTC."""
+    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def versions() -> dict[str, str]:

@@ -170,7 +170,9 @@ def _strangers(n: int) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def _serve(settings: Settings, client: str, names: dict[str, str], **limits: str) -> Iterator[Service]:
+def _serve(
+    settings: Settings, client: str, names: dict[str, str], *, module: str = "service.cli", **limits: str
+) -> Iterator[Service]:
     """Run `falconet serve` until the block ends; it must then end well."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}/metrics"
@@ -187,7 +189,7 @@ def _serve(settings: Settings, client: str, names: dict[str, str], **limits: str
         with log_path.open("wb") as log:
             started = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"],
+                [sys.executable, "-m", module, "serve"],
                 env=bench.environment(settings, **changes, **limits),
                 stdout=log,
                 stderr=log,

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from features import archive
 from features.table import DAY_S
 from models import compact, dataset, registry
-from service.bench import Report, commit, figure, machine, versions, write
+from service.bench import Report, commit, figure, machine, today, versions, write
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES_PER_RECORD = 250
@@ -188,7 +187,7 @@ def report(figures: dict[str, float]) -> Report:
             figure("peak of resident memory in it", [figures["train_peak_bytes"] / 2**30], "GiB", "≤ 23"),
             figure("the student that it sealed", [figures["student_bytes"]], "bytes", "≤ 32,768"),
         ]
-    return Report(machine(), commit(), datetime.now(UTC).strftime("%Y-%m-%d"), versions(), lines)
+    return Report(machine(), commit(), today(), versions(), lines)
 
 
 def run(arguments: list[str]) -> tuple[str, float]:

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +241,7 @@ def write(figures: list[Figure], path: Path) -> None:
         measured = {figure.name for figure in figures}
         before = msgspec.json.decode(path.read_bytes(), type=bench.Report)
         kept = [figure for figure in before.figures if figure.name not in measured]
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    date = bench.today()
     bench.write(bench.Report(report.machine(), report.commit()[:12], date, {}, [*kept, *figures]), path)
 
 

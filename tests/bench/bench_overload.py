@@ -25,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -303,7 +302,7 @@ def write(figures: Sequence[Figure], path: Path) -> None:
         measured = {figure.name for figure in figures}
         before = msgspec.json.decode(path.read_bytes(), type=bench.Report)
         kept = [figure for figure in before.figures if figure.name not in measured]
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    date = bench.today()
     bench.write(bench.Report(report.machine(), report.commit()[:12], date, {}, [*kept, *figures]), path)
 
 
