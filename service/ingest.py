@@ -452,7 +452,7 @@ def command(settings: Settings, *, forget_checkpoint: bool) -> None:
         BrokerError: Kafka stayed away, refused us, or gave our place to another ingester.
     """
     logs.begin(settings.log_format, settings.log_level)
-    log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
+    log.info("settings effective=%s", settings.effective())
     ingest = Ingest(settings, forget_checkpoint=forget_checkpoint)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ingest.stop())

@@ -131,4 +131,6 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return str(value)

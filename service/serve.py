@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NamedTuple
 
-import msgspec
-
 from features import screening
 from features.accounts import Accounts
 from features.errors import BrokerError, FencedError, OutageError, ReorgError
@@ -67,7 +65,7 @@ def serve(settings: Settings, *, is_fresh: bool = False) -> None:
         BrokerError: Kafka stayed away, refused us, or gave our place to another process.
     """
     logs.begin(settings.log_format, settings.log_level)
-    log.info("settings %s", msgspec.json.encode(settings.effective()).decode())
+    log.info("settings effective=%s", settings.effective())
     _calm_garbage_collector(YOUNG_OBJECTS_MAX[settings.kafka_client])
     if settings.kafka_client == "kafka-python":
         _share_interpreter()

@@ -60,6 +60,13 @@ def test_json_line_has_event_and_fields() -> None:
     }
 
 
+def test_settings_are_an_object_in_a_line() -> None:
+    """One value that is an object stays one, lists and nothing in it included."""
+    [line] = logged("json", ("settings effective=%s", {"topics": ("a", "b"), "config": None}))
+
+    assert json.loads(line)["effective"] == {"topics": ["a", "b"], "config": None}
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_value_forges_no_line(form: logs.Form) -> None:
     """Line breaks and quotes in a value end neither the line nor the field."""
