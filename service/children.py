@@ -64,6 +64,10 @@ class Service:
         if self._process.poll() is not None:
             raise FalconetError(f"{self._name} ended with code {self._process.returncode}:\n{self._said()}")
 
+    def has_said(self, text: str) -> bool:
+        """Say whether its log holds a text."""
+        return text in self._log.read_text(errors="replace")
+
     def stop(self, within_s: float) -> None:
         """Ask it to drain and end.
 

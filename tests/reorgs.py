@@ -43,6 +43,9 @@ from tests import servers
 
 CHAIN_ID = 31337
 CLIENTS = ("kafka-python", "confluent-kafka")
+READY = {"ingest": "ingesting next=", "serve": "serving offsets="}
+"""What each says once it does its work."""
+
 KILLED = ("ingest", "serve", "nobody")
 WAIT_SECONDS_MAX = 90.0
 KILL_SECONDS_MAX = 0.4
@@ -137,10 +140,11 @@ class World:
         """Start the ingester or the service."""
         self.processes[command] = Service(self._environment, self._folder, command)
 
-    def check(self) -> None:
-        """Raise if one has ended by itself."""
+    def is_up(self) -> bool:
+        """Say whether both do their work; one that has ended by itself raises."""
         for process in self.processes.values():
             process.check()
+        return all(process.has_said(READY[command]) for command, process in self.processes.items())
 
     def kill(self, command: str) -> None:
         """Kill one of them at once."""
@@ -222,10 +226,9 @@ def run(world: World, chain: LiveChain, depths: Sequence[int], *, seed: int, say
 
 
 def caught_up(world: World, reader: Reader, held: set[str]) -> None:
-    """Wait until exactly what the chain holds has a standing score."""
+    """Wait until both processes work and exactly what the chain holds has a standing score."""
     deadline = time.monotonic() + WAIT_SECONDS_MAX
-    while reader.standing.keys() != held:
-        world.check()
+    while not world.is_up() or reader.standing.keys() != held:
         reader.read()
         if time.monotonic() > deadline:
             missing, left = held - reader.standing.keys(), reader.standing.keys() - held
