@@ -145,7 +145,9 @@ def test_settings_that_are_deployed_exist() -> None:
 
 def is_deployed(path: Path) -> bool:
     """Whether a file is no code of ours and nothing fetched."""
-    return path.suffix in {".yaml", ".yml", ".toml", ".service", ".sh", ""} and not {"target", "node_modules"} & set(path.parts)
+    return path.suffix in {".yaml", ".yml", ".toml", ".service", ".sh", ""} and not {"target", "node_modules"} & set(
+        path.parts
+    )
 
 
 def test_compose_is_whole() -> None:
