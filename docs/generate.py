@@ -145,7 +145,7 @@ def ingest_figures_table() -> str:
 def observability_table() -> str:
     """Return what watching costs."""
     if not OBSERVABILITY.exists():
-        return "No figures yet: `python -m tests.bench.bench_observability --json docs/observability.json`.\n"
+        return "No figures yet: `python -m tests.bench.bench_observability` measures them.\n"
     return measured_table(OBSERVABILITY, "python -m tests.bench.bench_observability --json docs/observability.json")
 
 
