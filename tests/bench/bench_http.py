@@ -33,7 +33,8 @@ def bodies(n: int) -> list[bytes]:
     for value in simulator.messages(1, n):
         tx = msgspec.json.decode(value)
         if tx["type"] == "transaction":
-            found.append(json.dumps({name: tx[name] for name in ("from_address", "to_address", "value")}).encode())
+            asked = {"from_address": tx["from_address"], "to_address": tx["to_address"], "value": str(tx["value"])}
+            found.append(json.dumps(asked).encode())
     return found
 
 
