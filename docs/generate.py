@@ -110,21 +110,8 @@ def archive_table() -> str:
 
 
 def figures_table() -> str:
-    """Return the numbers of the last `make bench` with their machine, commit and date."""
-    if not FIGURES.exists():
-        return "No figures yet: `make bench` measures this machine and writes them here.\n"
-    measured = msgspec.json.decode(FIGURES.read_bytes(), type=bench.Report)
-    rows = [
-        (
-            figure.name,
-            f"{bench.plain(figure.value)} {figure.unit}",
-            "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
-            figure.target,
-        )
-        for figure in measured.figures
-    ]
-    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `make bench`.\n\n"
-    return title + table(("What", "Measured", "Spread", "Must reach"), rows)
+    """Return the numbers of the last `make bench`."""
+    return measured_table(FIGURES, "make bench")
 
 
 def archive_figures_table() -> str:
@@ -144,13 +131,13 @@ def ingest_figures_table() -> str:
 
 def observability_table() -> str:
     """Return what watching costs."""
-    if not OBSERVABILITY.exists():
-        return "No figures yet: `python -m tests.bench.bench_observability` measures them.\n"
     return measured_table(OBSERVABILITY, "python -m tests.bench.bench_observability --json docs/observability.json")
 
 
 def measured_table(path: Path, command: str) -> str:
-    """Return the figures of a report with what made them."""
+    """Return the figures of a report with machine, commit, date and the command that made them."""
+    if not path.exists():
+        return f"No figures yet: `{command}` measures this machine and writes them here.\n"
     measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
     rows = [
         (
@@ -219,23 +206,10 @@ def sizing_table() -> str:
 
 
 def load_table(path: Path, command: str) -> str:
-    """Return what the service did under load, as that command found it."""
-    if not path.exists():
-        return f"No figures yet: `{command}` measures this machine and writes them here.\n"
-    measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
-    rows = [
-        (
-            figure.name,
-            f"{bench.plain(figure.value)} {figure.unit}",
-            "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
-            figure.target,
-        )
-        for figure in measured.figures
-    ]
-    title = f"Measured on {measured.date} on {measured.machine}, commit `{measured.commit}`, by `{command}`.\n\n"
+    """Return what the service did under load, as that command found it, with its picture."""
     picture = path.parent / "figures" / f"{path.stem}.svg"
     shown = f"\n![{path.stem} over time](figures/{picture.name})\n" if picture.exists() else ""
-    return title + table(("What", "Measured", "Spread", "Must reach"), rows) + shown
+    return measured_table(path, command) + shown
 
 
 def quality_table() -> str:

@@ -104,6 +104,16 @@ def write(report: Report, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
 
 
+def update(found: Sequence[Figure], path: Path) -> None:
+    """Write figures to a report, beside those that it holds and that were not measured this time."""
+    kept: list[Figure] = []
+    if path.exists():
+        measured = {figure.name for figure in found}
+        before = msgspec.json.decode(path.read_bytes(), type=Report)
+        kept = [figure for figure in before.figures if figure.name not in measured]
+    write(Report(machine(), commit(), today(), versions(), [*kept, *found]), path)
+
+
 def in_process(settings: Settings, *, quick: bool) -> Iterator[Figure]:
     """Measure bytes to bytes without a broker, beside one call of the large model, in alternating rounds."""
     from service import simulator

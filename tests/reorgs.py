@@ -39,7 +39,7 @@ from service.codec import Decoder
 from service.pipeline import Message, Pipeline
 from service.policy import policy
 from service.settings import Settings
-from tests import servers
+from tests import replica, servers
 
 CHAIN_ID = 31337
 CLIENTS = ("kafka-python", "confluent-kafka")
@@ -109,12 +109,7 @@ class World:
         wanted: dict[str, object] = {
             "bootstrap_servers": broker,
             "kafka_client": client,
-            "group_id": name,
-            "transactional_id": name,
-            "transactions_topic": f"{name}.transactions",
-            "scores_topic": f"{name}.scores",
-            "alerts_topic": f"{name}.alerts",
-            "dlq_topic": f"{name}.dlq",
+            **replica.own_names(name),
             "checkpoint_topic": f"{name}.checkpoint",
             "state_dir": folder / "state",
             "accounts_max": 50_000,
@@ -149,6 +144,11 @@ class World:
     def kill(self, command: str) -> None:
         """Kill one of them at once."""
         self.processes.pop(command).kill()
+
+    def close(self) -> None:
+        """Kill all that still run."""
+        for command in list(self.processes):
+            self.kill(command)
 
 
 def consumer(chosen: Settings) -> Any:
@@ -292,8 +292,7 @@ def main() -> int:
                 try:
                     found = run(world, chain, range(1, options.depths + 1), seed=options.seed, say=print)
                 finally:
-                    for process in world.processes.values():
-                        process.kill()
+                    world.close()
             times = sorted(found.recoveries_s) or [0.0]
             print(
                 f"{client}: {found.n_standing:,} stand, {found.n_retracted:,} retracted, {found.n_kills} kills; lost "

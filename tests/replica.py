@@ -6,8 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from service.settings import PREFIX, Settings
+
+
+def own_names(name: str) -> dict[str, Any]:
+    """Return the settings that give a service a group, an identity and topics of its own on a shared broker."""
+    topics = ("transactions", "scores", "alerts", "dlq")
+    return {"group_id": name, "transactional_id": name} | {f"{each}_topic": f"{name}.{each}" for each in topics}
 
 
 def environment(settings: Settings) -> dict[str, str]:

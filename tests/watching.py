@@ -298,16 +298,10 @@ def _settings(address: str, folder: Path, port: int, library: str) -> Settings:
         writer = csv.writer(file)
         writer.writerow(simulator.Flagged._fields)
         writer.writerows(simulator.flagged(simulator.inhabited(SEED), 20_000))
-    name = "watched"
     return Settings(
         bootstrap_servers=address,
         kafka_client=library,  # type: ignore[arg-type]
-        group_id=name,
-        transactional_id=name,
-        transactions_topic=f"{name}.transactions",
-        scores_topic=f"{name}.scores",
-        alerts_topic=f"{name}.alerts",
-        dlq_topic=f"{name}.dlq",
+        **replica.own_names("watched"),
         registry_dir=root,
         model_poll_seconds=0.2,
         candidate_model="drawn/1",

@@ -22,7 +22,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from models import report
 from service import bench, bench_kafka
 from service.anvil import Anvil
 from service.bench import Figure
@@ -230,19 +229,8 @@ def main() -> int:
                 print(figure.line(), flush=True)
                 figures.append(figure)
     if options.json is not None:
-        write(figures, options.json)
+        bench.update(figures, options.json)
     return 0
-
-
-def write(figures: list[Figure], path: Path) -> None:
-    """Write figures beside those of the file that were not measured this time."""
-    kept: list[Figure] = []
-    if path.exists():
-        measured = {figure.name for figure in figures}
-        before = msgspec.json.decode(path.read_bytes(), type=bench.Report)
-        kept = [figure for figure in before.figures if figure.name not in measured]
-    date = bench.today()
-    bench.write(bench.Report(report.machine(), report.commit()[:12], date, {}, [*kept, *figures]), path)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,7 @@ def main() -> int:
             print(figure.line(), flush=True)
             found.append(figure)
     if options.json is not None:
-        made = bench.Report(bench.machine(), bench.commit(), bench.today(), bench.versions(), found)
-        bench.write(made, options.json)
+        bench.update(found, options.json)
     return 0
 
 

@@ -23,7 +23,6 @@ import itertools
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -36,7 +35,7 @@ from models import plots, report
 from service import bench
 from service.bench import Figure
 from tests import servers
-from tests.bench.load import CLIENTS, Sample, Sender, Service, Stream, Watch, backlog_rate, offsets, rate
+from tests.bench.load import CLIENTS, Sample, Sender, Service, Stream, Watch, backlog_rate, offsets, rate, watched
 
 ORDINARY = Stream("ordinary")
 BAD_A_SECOND = 10_000
@@ -78,26 +77,16 @@ def overload(ground: Ground) -> Iterator[Figure]:
     yield _one("capacity, from a backlog, beside a sender of twice as much to another topic", beside, "tx/s")
     n = int(2 * alone * ground.options.minutes * 60)
     service = ground.service("overload")
-    service.create()
-    with service.running(), Watch(service, 1.0) as watch:
-        sender = Sender(ground.address, service.transactions, ORDINARY, n, 2 * alone)
-        try:
-            while not sender.is_over:
-                time.sleep(0.1)
-            n_under = len(watch.samples)
-            offered = sender.wait()
-        finally:
-            sender.stop()
-        service.until_done(n)
-    begun = next(i for i, each in enumerate(watch.samples) if each.scored)
+    samples, n_under, offered = watched(service, ORDINARY, n, 2 * alone, 1.0)
+    begun = next(i for i, each in enumerate(samples) if each.scored)
     rate_offered = offered.n / offered.seconds
-    yield from _under(watch.samples[begun:n_under], rate_offered, alone, beside)
+    yield from _under(samples[begun:n_under], rate_offered, alone, beside)
     yield _one("latest that a message left the sender, against its schedule", offered.behind_s_max, "s")
-    yield _one("backlog worked off after the last message", watch.samples[-1].at_s - watch.samples[n_under].at_s, "s")
+    yield _one("backlog worked off after the last message", samples[-1].at_s - samples[n_under].at_s, "s")
     yield from _order(offsets(service, n), n)
     service.remove()
     if ground.options.json is not None:
-        figure = picture(watch.samples, offered=rate_offered, until_s=watch.samples[n_under].at_s)
+        figure = picture(samples, offered=rate_offered, until_s=samples[n_under].at_s)
         (ground.options.json.parent / "figures" / PICTURE).write_bytes(plots.svg(figure))
 
 
@@ -291,19 +280,8 @@ def main() -> int:
                 print(f"bench_overload: {name}: {error}", file=sys.stderr)
                 return 1
         if options.json is not None:
-            write(found, options.json)
+            bench.update(found, options.json)
     return 0
-
-
-def write(figures: Sequence[Figure], path: Path) -> None:
-    """Write figures beside those of the file that were not measured this time."""
-    kept: list[Figure] = []
-    if path.exists():
-        measured = {figure.name for figure in figures}
-        before = msgspec.json.decode(path.read_bytes(), type=bench.Report)
-        kept = [figure for figure in before.figures if figure.name not in measured]
-    date = bench.today()
-    bench.write(bench.Report(report.machine(), report.commit()[:12], date, {}, [*kept, *figures]), path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ time from the start of the process to its serving, and how long the service had 
 
 import argparse
 import contextlib
-import os
 import re
 import signal
 import statistics
@@ -30,7 +29,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from models import report
 from service import snapshot
-from tests import servers
+from service.settings import Settings
+from tests import replica, servers
 
 ACCOUNTS = 1_000_000
 WAIT_SECONDS_MAX = 600.0
@@ -93,22 +93,18 @@ class World:
 
     def start(self, snapshot_seconds: float) -> Process:
         """Start the service."""
-        changes = {
-            "BOOTSTRAP_SERVERS": self.address,
-            "KAFKA_CLIENT": self.client,
-            "GROUP_ID": self.name,
-            "TRANSACTIONAL_ID": self.name,
-            "TRANSACTIONS_TOPIC": f"{self.name}.transactions",
-            "SCORES_TOPIC": f"{self.name}.scores",
-            "ALERTS_TOPIC": f"{self.name}.alerts",
-            "DLQ_TOPIC": f"{self.name}.dlq",
-            "STATE_DIR": str(self.state),
-            "METRICS_PORT": "0",
-            "SNAPSHOT_SECONDS": f"{snapshot_seconds:g}",
-        }
-        environment = os.environ | {f"FALCONET_{key}": value for key, value in changes.items()}
+        settings = Settings(
+            bootstrap_servers=self.address,
+            kafka_client=self.client,  # type: ignore[arg-type]
+            **replica.own_names(self.name),
+            state_dir=self.state,
+            metrics_port=0,
+            snapshot_seconds=snapshot_seconds,
+        )
         with self.log.open("wb") as log:
-            return subprocess.Popen([sys.executable, "-m", "service.cli", "serve"], env=environment, stderr=log)
+            return subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve"], env=replica.environment(settings), stderr=log
+            )
 
     def until_committed(self, process: Process, n: int) -> None:
         """Wait until the group has committed so far."""

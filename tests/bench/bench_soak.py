@@ -15,7 +15,6 @@ import argparse
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -26,8 +25,8 @@ from models import plots, report
 from service import bench
 from service.bench import Figure
 from tests import servers
-from tests.bench.bench_overload import ORDINARY, backlog, write
-from tests.bench.load import CLIENTS, Sample, Sender, Service, Watch, backlog_rate, offsets, rate
+from tests.bench.bench_overload import ORDINARY, backlog
+from tests.bench.load import CLIENTS, Sample, Service, backlog_rate, offsets, rate, watched
 
 EVERY_SECONDS = 5.0
 PICTURE = "soak.svg"
@@ -39,20 +38,10 @@ def soak(
     """Return what was seen, and the figures of it."""
     capacity, _ = backlog_rate(Service(address, client, folder, "capacity"), ORDINARY, n_backlog)
     service = Service(address, client, folder, "soak")
-    service.create()
     n = int(capacity / 2 * minutes * 60)
-    with service.running(), Watch(service, EVERY_SECONDS) as watch:
-        sender = Sender(address, service.transactions, ORDINARY, n, capacity / 2)
-        try:
-            while not sender.is_over:
-                time.sleep(0.1)
-            n_under = len(watch.samples)
-            offered = sender.wait()
-        finally:
-            sender.stop()
-        service.until_done(n)
+    seen, n_under, offered = watched(service, ORDINARY, n, capacity / 2, EVERY_SECONDS)
     found = offsets(service, n)
-    samples = [each for each in watch.samples[:n_under] if each.scored]
+    samples = [each for each in seen[:n_under] if each.scored]
     figures = [
         bench.figure("capacity, from a backlog, nobody sending", [capacity], "tx/s"),
         bench.figure(f"offered for {offered.seconds / 60:.1f} minutes", [offered.n / offered.seconds], "tx/s"),
@@ -145,7 +134,7 @@ def main() -> int:
     for figure in figures:
         print(figure.line())
     if options.json is not None:
-        write(figures, options.json)
+        bench.update(figures, options.json)
         share = f"half the capacity, {options.client}"
         (options.json.parent / "figures" / PICTURE).write_bytes(plots.svg(picture(samples, capacity_share=share)))
     return 0

@@ -28,7 +28,7 @@ from msgspec import Struct
 from features.errors import BrokerError
 from service import scrape
 from service.scrape import Page
-from tests import servers
+from tests import replica, servers
 
 CLIENTS = ("kafka-python", "confluent-kafka")
 WAIT_SECONDS_MAX = 120.0
@@ -213,12 +213,7 @@ class Service:
         settings: dict[str, object] = {
             "bootstrap_servers": address,
             "kafka_client": client,
-            "group_id": name,
-            "transactional_id": name,
-            "transactions_topic": self.transactions,
-            "scores_topic": self.scores,
-            "alerts_topic": f"{name}.alerts",
-            "dlq_topic": self.dlq,
+            **replica.own_names(name),
             "state_dir": folder / name,
             "metrics_port": port,
         }
@@ -374,3 +369,23 @@ def backlog_rate(service: Service, stream: Stream, n: int) -> tuple[float, float
         raise BrokerError(f"{n:,} messages are too few: they were done within {watch.samples[-1].at_s:.1f} s")
     seconds = middle[-1].at_s - middle[0].at_s
     return rate(middle), (middle[-1].rejected - middle[0].rejected) / seconds
+
+
+def watched(service: Service, stream: Stream, n: int, rate: float, every_s: float) -> tuple[list[Sample], int, Offered]:
+    """Serve while n messages are sent at a rate and until they are done.
+
+    Returns:
+        What was seen, how much of it while messages were still sent, and what the sender did.
+    """
+    service.create()
+    with service.running(), Watch(service, every_s) as watch:
+        sender = Sender(service.address, service.transactions, stream, n, rate)
+        try:
+            while not sender.is_over:
+                time.sleep(0.1)
+            n_under = len(watch.samples)
+            offered = sender.wait()
+        finally:
+            sender.stop()
+        service.until_done(n)
+    return watch.samples, n_under, offered

@@ -18,7 +18,7 @@ from service.settings import Settings
 from tests.chaos import verdict
 from tests.chaos.proxy import Proxy
 from tests.chaos.verdict import Verdict
-from tests.replica import Replica
+from tests.replica import Replica, own_names
 from tests.servers import KafkaBroker
 
 LIMIT_S = 120.0
@@ -285,12 +285,7 @@ def _settings(address: str, client: str, name: str) -> Settings:
     return Settings(
         bootstrap_servers=address,
         kafka_client=client,  # type: ignore[arg-type]
-        group_id=name,
-        transactional_id=name,
-        transactions_topic=f"{name}.transactions",
-        scores_topic=f"{name}.scores",
-        alerts_topic=f"{name}.alerts",
-        dlq_topic=f"{name}.dlq",
+        **own_names(name),
         accounts_max=20_000,
         pairs_max=40_000,
         metrics_port=0,

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from service.serve import Service
 from service.settings import Settings
-from tests import servers
+from tests import replica, servers
 from tests.replica import environment
 
 LIMIT_S = 40.0
@@ -57,12 +57,7 @@ class World:
         self.settings = Settings(
             bootstrap_servers=address,
             kafka_client=library,  # type: ignore[arg-type]
-            group_id=name,
-            transactional_id=name,
-            transactions_topic=f"{name}.transactions",
-            scores_topic=f"{name}.scores",
-            alerts_topic=f"{name}.alerts",
-            dlq_topic=f"{name}.dlq",
+            **replica.own_names(name),
             model=str(model),
             state_dir=folder / "state",
             accounts_max=10_000,

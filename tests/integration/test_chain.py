@@ -22,8 +22,7 @@ def test_reorganisations_and_kills_leave_what_the_chain_holds(
         try:
             found = reorgs.run(world, chain, (1, 7), seed=3, say=print)
         finally:
-            for process in world.processes.values():
-                process.kill()
+            world.close()
 
     assert (found.n_lost, found.n_doubled, found.n_left, found.n_other) == (0, 0, 0, 0)
     assert found.n_kills == 2
