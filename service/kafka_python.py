@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
@@ -24,6 +24,7 @@ from service.kafka import (
     lost_partitions,
     shared_partitions,
 )
+from service.kafka_packed import Producer
 from service.pipeline import Message
 from service.settings import Settings
 
@@ -97,7 +98,7 @@ class KafkaPythonClient:
         self._calls = Calls()
 
     def _make_producer(self) -> Any:
-        return KafkaProducer(
+        return Producer(
             **self._common,
             transactional_id=self._settings.transactional_id,
             transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
@@ -225,12 +226,11 @@ class KafkaPythonClient:
         if partition is None:
             partition = self._only_partition.get(topic)
         try:
-            if headers is None:
-                for key, value in records:
-                    send(topic, value, key, None, partition)
-            else:
-                for (key, value), each in zip(records, headers, strict=True):
-                    send(topic, value, key, each, partition)
+            if headers is None and partition is not None:
+                self._producer.send_all(topic, records, partition)
+                return
+            for (key, value), each in zip(records, headers or [[]] * len(records), strict=True):
+                send(topic, value, key, each, partition)
         except kafka_errors.KafkaError as error:
             raise failure(self._settings, f"writing to {topic!r}", error) from error
 

@@ -36,6 +36,31 @@ def test_group_is_joined_once_and_with_known_partitions(broker: str, tmp_path: P
             client.close()
 
 
+def test_records_packed_at_once_arrive_in_order(broker: str, tmp_path: Path, small_model: Path) -> None:
+    """Records of any size, with and without key, in several batches; those of an aborted transaction do not arrive."""
+    world = World(broker, "kafka-python", "packed", tmp_path, small_model)
+    topic = world.settings.scores_topic
+    world.create(topic)
+    sizes = [0, 1, 63, 64, 600, 8_100, 8_200, 300_000]
+    records = [(None if i % 97 == 0 else b"%d" % i, b"%d " % i + b"x" * sizes[i % 8]) for i in range(4_000) if i % 50]
+    client = KafkaPythonClient(world.settings)
+    try:
+        client.begin_producing()
+        client.begin()
+        client.send(topic, records[:1_000])
+        client.abort(LIMIT_S)
+        for part in (records[:1_500], records[1_500:]):
+            client.begin()
+            client.send(topic, part)
+            client.commit({})
+            assert client.wait(LIMIT_S) is not None
+        found = world.read(topic, len(records))
+    finally:
+        client.close()
+
+    assert [(each.key, each.value) for each in found] == records
+
+
 def test_each_transaction_is_scored_once(world: World) -> None:
     """One score per accepted message; the rest is rejected with its bytes or skipped; the offsets are committed."""
     world.create(world.settings.transactions_topic)
