@@ -79,7 +79,7 @@ def figures(settings: Settings, *, quick: bool, say: Callable[[str], None]) -> I
     values = simulator.messages(bench.SEED, n)
     if not quick:
         say(f"  warming the broker for {BROKER_WARM_SECONDS:.0f} s")
-        _delays(settings, clients[0], values, rate=RATES[0], seconds=BROKER_WARM_SECONDS)
+        warm(settings)
         _throughput(settings, clients[1], values)
     rates: dict[str, list[float]] = {client: [] for client in clients}
     starts: list[float] = []
@@ -101,6 +101,14 @@ def figures(settings: Settings, *, quick: bool, say: Callable[[str], None]) -> I
                 must = "≤ 25" if (rate, q) == (2_000, 99) else ""
                 yield bench.figure(name, [float(np.percentile(delay, q)) * 1e3 for delay in delays], "ms", must)
     yield _memory(settings)
+
+
+def warm(settings: Settings) -> None:
+    """Have a broker compile its code by transactions at a fixed rate."""
+    from service import simulator
+
+    values = simulator.messages(bench.SEED, 20_000)
+    _delays(settings, "kafka-python", values, rate=RATES[0], seconds=BROKER_WARM_SECONDS)
 
 
 def _throughput(settings: Settings, client: str, values: list[bytes]) -> tuple[float, float]:
