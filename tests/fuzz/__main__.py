@@ -2,8 +2,9 @@
 
 Half of the cases are drawn (`drawn.py`), in batches of 1 to 500 through one pipeline that goes on; half are guided by
 coverage, by atheris, which looks for inputs that take a new way through the codec. A case that ends as none or as two
-of score, rejection and skip, an exception, or a batch that takes over 10 s ends the run with exit code 1; what broke
-lies in the folder named, and belongs into `corpus/` with the repair.
+of score, rejection and skip (or, where a chain is reorganised, of what `harness.py` names), an exception, or a batch
+that takes over 10 s ends the run with exit code 1; what broke lies in the folder named, and belongs into
+`corpus/` with the repair.
 """
 
 import argparse

@@ -1,16 +1,20 @@
 """What must hold for any bytes on the transactions topic, checked on one batch at a time.
 
-Every message ends as exactly one of score, rejection and skip; what is scored or rejected says so in records that read
-back; the past stays sound; and the same batch gives the same decisions in a pipeline that met it in one piece.
+Every message ends as exactly one of score, rejection and skip, or, where the chain was reorganised, as an announcement
+that was followed, as a transaction of an orphaned block, or as what the service refuses and ends with; what is scored,
+rejected or taken back says so in records that read back; the past stays sound.
 """
 
+import json
 from collections.abc import Sequence
 from typing import get_args
 
+import msgspec
 import numpy as np
 
 from features.accounts import Accounts
 from features.errors import Reason
+from features.journal import BLOCK_TRANSACTIONS, Journal
 from models import registry
 from models.scorer import Scorer
 from service import simulator
@@ -22,7 +26,19 @@ BYTES_MAX = 4096
 ACCOUNTS_MAX = 256
 """Few, so that fuzzing soon evicts, re-uses slots and fills buckets."""
 
+DEPTH = 4
 REASONS = frozenset(get_args(Reason))
+
+
+class Status(msgspec.Struct):
+    """What a record on the scores topic is."""
+
+    status: str
+
+
+def empty_past() -> Accounts:
+    """Return accounts that a few blocks can be taken back from."""
+    return Accounts(accounts_max=ACCOUNTS_MAX, pairs_max=ACCOUNTS_MAX, undo_transactions=DEPTH * BLOCK_TRANSACTIONS)
 
 
 class Harness:
@@ -30,14 +46,15 @@ class Harness:
 
     def __init__(self) -> None:
         scorer = Scorer.load(registry.model_path(""))
+        accounts = empty_past()
+        Journal(accounts, chain_id=1, depth=DEPTH)
         self.pipeline = Pipeline(
-            accounts=Accounts(accounts_max=ACCOUNTS_MAX, pairs_max=ACCOUNTS_MAX),
+            accounts=accounts,
             scorer=scorer,
             policy=policy(scorer.thresholds, None),
             decoder=Decoder(chain_id=1, message_bytes_max=BYTES_MAX),
         )
-        self.n_cases = 0
-        self.n_scored = 0
+        self.n_cases = self.n_scored = self.n_announced = self.n_refused = 0
         # Whatever must be compiled is, before a slow case could be taken for one that hangs.
         for n in (1, 200):
             self.batch(simulator.messages(1, n))
@@ -52,30 +69,46 @@ class Harness:
         first = self.n_cases
         messages = [Message(value, b"key", "fuzz", 0, first + i, 0) for i, value in enumerate(values)]
         outputs = self.pipeline.process(messages, now_ms=0)
-        self.n_cases += len(values)
-        self.n_scored += len(outputs.scores)
-        self._check(values, outputs, first)
+        n_read = len(values) if outputs.refusal is None else outputs.n_read
+        self.n_cases += n_read
+        self.n_scored += len(outputs.scores) - outputs.n_retracted
+        self.n_announced += outputs.n_announced
+        self._check(values[:n_read], outputs, first)
+        if outputs.refusal is not None:
+            # Here the service ends; the messages behind are looked at as if that one had not been.
+            assert _is_of_a_chain(values[n_read]), "what is refused is no announcement and no transaction"
+            self.n_refused += 1
+            self.n_cases += 1
+            self.batch(values[n_read + 1 :])
         return outputs
 
     def _check(self, values: Sequence[bytes | None], outputs: Outputs, first: int) -> None:
-        scored = [decode_score(value) for _, value in outputs.scores]
+        records = [(key, value) for key, value in outputs.scores if _status(value) != "retracted"]
+        scored = [decode_score(value) for _, value in records]
         offsets = [score.source.offset for score in scored]
         offsets += [rejection.source.offset for rejection in outputs.rejections]
         skipped = [first + i for i, value in enumerate(values) if not value]
-        assert sorted(offsets + skipped) == list(range(first, first + len(values))), "not exactly one end each"
+        ended, all_of_them = offsets + skipped, set(range(first, first + len(values)))
+        left = all_of_them - set(ended)
+        assert len(ended) == len(set(ended)), "not exactly one end each"
+        assert set(ended) <= all_of_them, "not exactly one end each"
+        assert len(left) == outputs.n_announced + outputs.n_orphaned, "not exactly one end each"
+        assert all(_is_of_a_chain(values[offset - first]) for offset in left), "not exactly one end each"
         assert outputs.n_skipped == len(skipped)
+        assert len(outputs.scores) - len(records) == outputs.n_retracted
         for rejection in outputs.rejections:
             key, value, headers = encode_rejection(rejection)
             assert rejection.reason in REASONS
             assert (key, value) == (b"key", values[rejection.source.offset - first])
             assert rejection.detail.replace("…", "").isascii()
             assert len(dict(headers)["detail"]) <= 400, "a detail without bound"
-        for (key, _), score in zip(outputs.scores, scored, strict=True):
+        for (key, _), score in zip(records, scored, strict=True):
             assert 0.0 <= score.score <= 1.0
             assert score.decision in DECISIONS
             assert key.startswith(score.hash.encode())
             assert score.decision != "allow" or not score.reasons
-        assert len(outputs.alerts) == sum(score.decision != "allow" for score in scored)
+        alerts = [value for _, value in outputs.alerts if _status(value) != "retracted"]
+        assert len(alerts) == sum(score.decision != "allow" for score in scored)
         rows = outputs.verdicts.rows
         assert not np.isinf(rows).any(), "a feature is infinite"
         accounts = self.pipeline.accounts
@@ -88,4 +121,17 @@ class Harness:
             StateError: It could not.
         """
         accounts = self.pipeline.accounts
-        Accounts(accounts_max=ACCOUNTS_MAX, pairs_max=ACCOUNTS_MAX).restore(accounts.arrays())
+        empty_past().restore(accounts.arrays())
+
+
+def _status(record: bytes) -> str:
+    return msgspec.json.decode(record, type=Status).status
+
+
+def _is_of_a_chain(value: bytes | None) -> bool:
+    """Say whether a message is JSON of a kind that a reorganisation concerns."""
+    return value is not None and json.loads(value)["type"] in (
+        "orphaned_block",
+        "transaction",
+        "token_transfer",
+    )

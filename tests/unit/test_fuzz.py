@@ -4,10 +4,12 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service import simulator
 from tests.fuzz import drawn
 from tests.fuzz.harness import Harness
 
@@ -44,6 +46,29 @@ def test_spoilt_messages_end_as_one_thing_each(harness: Harness, seed: int) -> N
     harness.check_past()
 
     assert min(n_scored, n_rejected, n_skipped) > 50
+
+
+def test_announcements_are_followed_or_refused() -> None:
+    """An orphaned block within reach is taken back, one too deep is refused, and what stands behind either ends too."""
+    harness = Harness()
+    raw = simulator.messages(5, 400)
+    newest = max(msgspec.json.decode(each)["block_number"] for each in raw)
+    near, deep = (
+        msgspec.json.encode(
+            {
+                "type": "orphaned_block",
+                "block_number": n,
+                "block_hash": "0x" + "ab" * 32,
+                "block_timestamp": 1_700_000_000,
+            }
+        )
+        for n in (newest, newest - 100)
+    )
+    harness.batch(raw)
+    before = (harness.n_announced, harness.n_refused, harness.n_cases)
+    harness.batch([near, b"{}", deep, b"{}", None])
+
+    assert (harness.n_announced, harness.n_refused, harness.n_cases) == (before[0] + 1, before[1] + 1, before[2] + 5)
 
 
 @settings(deadline=None, max_examples=300)
