@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
@@ -24,7 +24,7 @@ from service.kafka import (
     lost_partitions,
     shared_partitions,
 )
-from service.kafka_packed import Producer
+from service.kafka_records import Consumer, Producer
 from service.pipeline import Message
 from service.settings import Settings
 
@@ -144,7 +144,7 @@ class KafkaPythonClient:
             raise OutageError(f"{self._place} did not tell the partitions of {self._topic!r} in {REQUEST_SECONDS:g} s")
 
     def _make_consumer(self) -> Any:
-        return KafkaConsumer(
+        return Consumer(
             **self._common,
             group_id=self._settings.group_id,
             enable_auto_commit=False,

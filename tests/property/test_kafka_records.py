@@ -1,0 +1,133 @@
+"""What is packed and read at once is, byte by byte, what kafka-python packs and reads one by one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka.errors import CorruptRecordError
+from kafka.record.default_records import DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
+
+from service.kafka import Headers, Record
+from service.kafka_records import _Batch, pack, places
+
+TIMESTAMP_MS = 1_700_000_000_000
+FIRST = (b"first", b"\x00")
+
+sizes = st.integers(0, 130) | st.sampled_from([8_100, 8_175, 8_176, 8_177, 8_191, 8_192, 70_000])
+keys = st.none() | sizes.map(lambda n: b"k" * n)
+records = st.lists(st.tuples(keys, sizes.map(lambda n: b"v" * n)), max_size=300)
+
+
+def builder(room: int) -> DefaultRecordBatchBuilder:
+    """Return the library's builder of a transaction's batch."""
+    return DefaultRecordBatchBuilder(2, 0, True, 7, 0, 0, room)
+
+
+@given(records, st.integers(0, 20), st.integers(200, 200_000))
+def test_packed_is_what_the_library_packs(drawn: list[Record], start: int, room: int) -> None:
+    """From any record on and whatever the room, up to the first that the library must take itself."""
+    theirs = builder(room)
+    theirs.append(0, TIMESTAMP_MS, *FIRST, [])
+    body, n = pack(drawn, start, 1, room - theirs.size())
+    before = bytes(theirs._buffer)
+    taken = [
+        theirs.append(1 + i, TIMESTAMP_MS, key, value, []) is not None
+        for i, (key, value) in enumerate(drawn[start : start + n])
+    ]
+
+    assert all(taken)
+    assert before + body == bytes(theirs._buffer)
+    left = drawn[start + n : start + n + 1]
+    # What is left has no key, is long, or does not fit the library's batch either.
+    for key, value in left:
+        is_short = key is not None and len(key) + len(value) <= 8_176
+        assert not is_short or theirs.append(1 + n, TIMESTAMP_MS, key, value, []) is None
+
+
+def test_a_batch_ends_before_offsets_take_three_bytes() -> None:
+    """What comes after the 8,192nd record of a batch is the library's."""
+    body, n = pack([(b"", b"")] * 10_000, 0, 1, 10**6)
+    full = builder(10**6)
+    full.append(0, TIMESTAMP_MS, *FIRST, [])
+    full._buffer += body
+    full._num_records += n
+    full._last_offset += n
+    [batch] = MemoryRecords(bytes(full.build()))
+
+    assert n == 8_191
+    assert batch.validate_crc()
+    assert [record.offset for record in batch] == list(range(8_192))
+
+
+headers = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=5)), max_size=2)
+written = st.lists(
+    st.tuples(
+        st.integers(-(2**40), 2**40),
+        st.none() | st.binary(max_size=200),
+        st.none() | st.binary(max_size=20_000),
+        st.just([]) | headers,
+    ),
+    max_size=40,
+)
+
+
+def fetched(
+    drawn: list[tuple[int, bytes | None, bytes | None, Headers]], *, compressed: bool, is_log_time: bool
+) -> Any:
+    """Return a batch as a broker would hand it over."""
+    made = DefaultRecordBatchBuilder(2, int(compressed), False, -1, -1, -1, 10**9)
+    for i, (later_ms, *record) in enumerate(drawn):
+        made.append(i, TIMESTAMP_MS + later_ms, *record)
+    batch = MemoryRecords(bytes(made.build())).next_batch()
+    if is_log_time:
+        batch._header_data = (*batch._header_data[:5], batch.attributes | 0x08, *batch._header_data[6:])
+    return batch
+
+
+@settings(deadline=None)  # the first call compiles
+@given(written, st.booleans(), st.booleans())
+def test_read_is_what_the_library_reads(drawn: list[Any], compressed: bool, is_log_time: bool) -> None:
+    """Any times, nulls, headers and compression; with the base offset and the sizes."""
+    theirs = [vars_of(each) for each in fetched(drawn, compressed=compressed, is_log_time=is_log_time)]
+    ours = [vars_of(each) for each in _Batch(fetched(drawn, compressed=compressed, is_log_time=is_log_time))]
+
+    assert ours == theirs
+
+
+def vars_of(record: Any) -> tuple[Any, ...]:
+    """Return everything that a record holds."""
+    return tuple(getattr(record, name) for name in record.__slots__)
+
+
+@settings(deadline=None)
+@given(written.filter(bool), st.data())
+def test_damage_is_the_librarys_to_judge(drawn: list[Any], data: st.DataObject) -> None:
+    """With bytes exchanged or cut, nothing is read beyond the batch, and what is read is what the library reads."""
+
+    def damaged() -> Any:
+        batch = fetched(drawn, compressed=False, is_log_time=False)
+        batch._buffer[at] = byte
+        del batch._buffer[cut:]
+        return batch
+
+    n = len(fetched(drawn, compressed=False, is_log_time=False)._buffer)
+    at, byte = data.draw(st.integers(61, n - 1)), data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(at + 1, n))
+    try:
+        theirs = [vars_of(each) for each in damaged()]
+    except (CorruptRecordError, UnicodeDecodeError):
+        with pytest.raises((CorruptRecordError, UnicodeDecodeError)):
+            list(_Batch(damaged()))
+        return
+
+    assert [vars_of(each) for each in _Batch(damaged())] == theirs
+
+
+def test_a_number_without_end_is_no_number() -> None:
+    """Ten bytes and more that each promise another one."""
+    endless = np.full(20, 0xFF, dtype=np.uint8)
+
+    assert not places(endless, 0, np.empty((1, 7), dtype=np.int64))
