@@ -26,7 +26,7 @@ from service import bench
 from service.bench import Figure
 from tests import servers
 from tests.bench.bench_overload import ORDINARY, backlog
-from tests.bench.load import CLIENTS, Sample, Service, backlog_rate, offsets, rate, watched
+from tests.bench.load import CLIENTS, Sample, Service, capacity, offsets, rate, watched
 
 EVERY_SECONDS = 5.0
 PICTURE = "soak.svg"
@@ -36,14 +36,14 @@ def soak(
     address: str, folder: Path, client: str, *, minutes: float, n_backlog: int
 ) -> tuple[list[Sample], list[Figure]]:
     """Return what was seen, and the figures of it."""
-    capacity, _ = backlog_rate(Service(address, client, folder, "capacity"), ORDINARY, n_backlog)
+    most = capacity(lambda name: Service(address, client, folder, name), ORDINARY, n_backlog)
     service = Service(address, client, folder, "soak")
-    n = int(capacity / 2 * minutes * 60)
-    seen, n_under, offered = watched(service, ORDINARY, n, capacity / 2, EVERY_SECONDS)
+    n = int(most / 2 * minutes * 60)
+    seen, n_under, offered = watched(service, ORDINARY, n, most / 2, EVERY_SECONDS)
     found = offsets(service, n)
     samples = [each for each in seen[:n_under] if each.scored]
     figures = [
-        bench.figure("capacity, from a backlog, nobody sending", [capacity], "tx/s"),
+        bench.figure("capacity, from a backlog, nobody sending", [most], "tx/s"),
         bench.figure(f"offered for {offered.seconds / 60:.1f} minutes", [offered.n / offered.seconds], "tx/s"),
         bench.figure("scored", [rate(samples)], "tx/s"),
         bench.figure("lost, doubled or out of order", [_wrong(found, n)], "records", "= 0"),
