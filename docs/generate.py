@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "bench.json"
 INGEST = ROOT / "docs" / "ingest.json"
 OBSERVABILITY = ROOT / "docs" / "observability.json"
+HTTP = ROOT / "docs" / "http.json"
+RECOVERY = ROOT / "docs" / "recovery.json"
 ARCHIVE = ROOT / "docs" / "archive.json"
 QUALITY = ROOT / "docs" / "evaluation.json"
 CHAOS = ROOT / "docs" / "chaos.json"
@@ -269,6 +271,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "figures": figures_table,
     "ingest-figures": ingest_figures_table,
     "observability": observability_table,
+    "http-figures": lambda: measured_table(HTTP, "python -m tests.bench.bench_http --json docs/http.json"),
+    "recovery": lambda: measured_table(RECOVERY, "python -m tests.bench.bench_recovery --json docs/recovery.json"),
     "chaos": chaos_table,
     "overload": lambda: load_table(OVERLOAD, "make overload"),
     "soak": lambda: load_table(SOAK, "make soak"),

@@ -8,13 +8,13 @@ time from the start of the process to its serving, and how long the service had 
     --client kafka-python|confluent-kafka    one of them only
     --transactions N                         behind the snapshot, instead of 1,000,000
     --rounds N                               restarts of each client, instead of 3
+    --json FILE                              where the figures go
 """
 
 import argparse
 import contextlib
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,8 +27,8 @@ import msgspec
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from models import report
-from service import snapshot
+from service import bench, snapshot
+from service.bench import Figure
 from service.settings import Settings
 from tests import replica, servers
 
@@ -169,27 +169,34 @@ def run(world: World, n: int, rounds: int) -> tuple[list[float], list[Restart]]:
     return pauses, restarts
 
 
+def figures(world: World, n: int, rounds: int) -> Iterator[Figure]:
+    """Measure one client."""
+    pauses, restarts = run(world, n, rounds)
+    what = f"{ACCOUNTS:,} accounts, {world.client}"
+    yield bench.figure(f"pause of the stream at a snapshot, {what}", pauses, "ms", "≤ 50")
+    behind = f"{restarts[0].replayed:,} behind, {what}"
+    yield bench.figure(f"serving after a `kill -9`, {behind}", [each.serving_s for each in restarts], "s", "≤ 15")
+    yield bench.figure(f"of it loading and replaying, {behind}", [each.restore_s for each in restarts], "s")
+
+
 def main() -> int:
     """Measure both clients, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--client", choices=CLIENTS)
     parser.add_argument("--transactions", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(f"{report.machine()}, commit {report.commit()[:12]}, {ACCOUNTS:,} accounts, {options.transactions:,} behind")
+    found = []
+    print(f"{bench.machine()}, commit {bench.commit()}")
     with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
         for client in [options.client] if options.client else CLIENTS:
-            pauses, restarts = run(World(address, client, Path(folder)), options.transactions, options.rounds)
-            times = sorted(each.serving_s for each in restarts)
-            print(
-                f"{client}: pause at a snapshot {statistics.median(pauses):.1f} ms ({min(pauses):.1f} to "
-                f"{max(pauses):.1f}, {len(pauses)} snapshots); must: <= 50"
-            )
-            print(
-                f"  serving {statistics.median(times):.2f} s after the start ({times[0]:.2f} to {times[-1]:.2f}), of "
-                f"it {statistics.median(each.restore_s for each in restarts):.2f} s restoring, "
-                f"{restarts[0].replayed:,} replayed; must: <= 15"
-            )
+            world = World(address, client, Path(folder))
+            for figure in figures(world, options.transactions, options.rounds):
+                print(figure.line(), flush=True)
+                found.append(figure)
+    if options.json is not None:
+        bench.update(found, options.json)
     return 0
 
 
