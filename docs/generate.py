@@ -139,7 +139,8 @@ def observability_table() -> str:
 def measured_table(path: Path, command: str) -> str:
     """Return the figures of a report with machine, commit, date and the command that made them."""
     if not path.exists():
-        return f"No figures yet: `{command}` measures this machine and writes them here.\n"
+        # Without the file's name: there is none.
+        return f"No figures yet: `{command.partition(' --json')[0]}` measures this machine.\n"
     measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
     rows = [
         (

@@ -101,6 +101,11 @@ def warm(settings: Settings, scorer: Scorer, lists: Screening | None) -> None:
     assert undo.is_sound(accounts.table)
     outputs = pipeline.process([_EXAMPLE._replace(value=_ORPHANED)], now_ms=0)
     assert outputs.n_retracted == 3, outputs.refusal
+    if settings.kafka_client == "kafka-python":
+        # Here, because the other client needs no kafka-python.
+        from service import kafka_records
+
+        kafka_records.warm()
 
 
 def broker(settings: Settings) -> Iterator[str]:

@@ -139,7 +139,7 @@ def places(data: NDArray[np.uint8], at: int, found: NDArray[np.int64]) -> bool:
     end = len(data)
     for i in range(len(found)):
         size, at = _number(data, at, end)
-        if size < 0 or at + size > end:
+        if not 0 <= size <= end - at:
             return False
         last = at + size
         at += 1
@@ -151,7 +151,7 @@ def places(data: NDArray[np.uint8], at: int, found: NDArray[np.int64]) -> bool:
             if length < 0:
                 found[i, j] = -1
                 continue
-            if at + length > last:
+            if length > last - at:
                 return False
             found[i, j], found[i, j + 1] = at, at + length
             at += length
@@ -159,6 +159,11 @@ def places(data: NDArray[np.uint8], at: int, found: NDArray[np.int64]) -> bool:
         if n_headers != 0 or at != last:
             return False
     return at == end
+
+
+def warm() -> None:
+    """Compile what reads a batch, or load it from the cache on disk."""
+    places(np.frombuffer(b"", dtype=np.uint8), 0, np.empty((0, 7), dtype=np.int64))
 
 
 class _Batch:
@@ -173,10 +178,13 @@ class _Batch:
     def __iter__(self) -> Iterator[DefaultRecord]:
         batch = self._batch
         iter(batch)  # decompresses it
-        found = np.empty((batch.records_count, 7), dtype=np.int64)
-        if not places(np.frombuffer(batch._buffer, dtype=np.uint8), batch._pos, found):
+        data = bytes(batch._buffer)
+        if not 0 <= batch.records_count <= len(data):
             return iter(batch)
-        return self._records(found.tolist(), bytes(batch._buffer))
+        found = np.empty((batch.records_count, 7), dtype=np.int64)
+        if not places(np.frombuffer(data, dtype=np.uint8), batch._pos, found):
+            return iter(batch)
+        return self._records(found.tolist(), data)
 
     def _records(self, found: list[list[int]], data: bytes) -> Iterator[DefaultRecord]:
         batch = self._batch

@@ -126,8 +126,15 @@ def test_damage_is_the_librarys_to_judge(drawn: list[Any], data: st.DataObject) 
     assert [vars_of(each) for each in _Batch(damaged())] == theirs
 
 
-def test_a_number_without_end_is_no_number() -> None:
-    """Ten bytes and more that each promise another one."""
-    endless = np.full(20, 0xFF, dtype=np.uint8)
-
-    assert not places(endless, 0, np.empty((1, 7), dtype=np.int64))
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 20,  # a number without end
+        b"\xfe" + b"\xff" * 8 + b"\x01",  # a record of 2^63 - 1 bytes
+        b"\x18\0\0\0" + b"\xfe" + b"\xff" * 8 + b"\x01" + b"\0" * 8,  # a key of as many
+        b"\x02\0",  # a record that ends before its fields
+    ],
+)
+def test_no_number_leads_out_of_the_batch(data: bytes) -> None:
+    """Lengths that nothing has are refused, also those that wrap around when they are added."""
+    assert not places(np.frombuffer(data, dtype=np.uint8), 0, np.empty((1, 7), dtype=np.int64))
