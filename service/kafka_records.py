@@ -3,7 +3,7 @@
 `KafkaProducer.send` costs 10 µs a record, more than decoding, features, model and encoding together: it checks each
 record, takes five locks for it and makes a future that nobody reads. Here the first record of a partition's batch goes
 through `send`, which checks the transaction, makes the batch and wakes the sender, and the others are packed behind it
-in one piece. What cannot be packed goes through `send` as well, so that the library decides what becomes of it.
+in one piece. What is long or has no room goes through `send` as well, so that the library decides what becomes of it.
 
 Reading costs 6 µs a record for its variable-length numbers. Here one compiled call finds where the keys and values of a
 whole batch lie. Checksums, aborted transactions and control records stay the library's, and so does a batch with
@@ -21,7 +21,7 @@ from kafka.record.default_records import DefaultRecord
 from numpy.typing import NDArray
 
 from features.compiled import compiled, inlined
-from service.kafka import Record
+from service.kafka import Headers, Record
 
 _SHORT = 8192
 """Lengths and offsets below take two bytes at most; longer records are `send`'s."""
@@ -39,45 +39,65 @@ def _varint(number: int) -> bytes:
 
 
 _VARINTS = [_varint(number) for number in range(_SHORT)]
+_NULL, _NO_HEADERS = b"\x01", b"\0"
 
 
-def pack(records: Sequence[Record], start: int, offset: int, room: int) -> tuple[bytes, int]:
+def pack(
+    records: Sequence[Record], headers: Sequence[Headers] | None, start: int, offset: int, room: int
+) -> tuple[bytes, int]:
     """Return records as the body of a record batch, format version 2, all with the batch's first timestamp.
 
     Args:
         records: Keys and values.
+        headers: Of each record; None where none has any.
         start: The first of them that is packed.
         offset: Its offset in the batch.
         room: Bytes that may be filled.
 
     Returns:
-        The bytes, and of how many records; it ends before one that has no key or value, is too long or has no room.
+        The bytes, and of how many records; it ends before one that is too long or has no room.
     """
     parts: list[bytes] = []
     add, varints, n = parts.extend, _VARINTS, 0
-    for key, value in records[start : start + max(0, _SHORT - offset)]:
-        if key is None or value is None:
+    tail = _NO_HEADERS
+    for i in range(start, min(len(records), start + max(0, _SHORT - offset))):
+        key, value = records[i]
+        if headers is not None:
+            tail = _packed(headers[i])
+        n_key, n_value, n_tail = 0 if key is None else len(key), len(value), len(tail)
+        if n_key + n_value + n_tail > _SHORT - 16:
             break
-        n_key, n_value = len(key), len(value)
-        if n_key + n_value > _SHORT - 16:
-            break
-        at, key_length, value_length = varints[offset + n], varints[n_key], varints[n_value]
-        # Attributes, timestamp behind the first, offset, key, value, number of headers.
-        size = 3 + len(at) + len(key_length) + n_key + len(value_length) + n_value
+        at, value_length = varints[offset + n], varints[n_value]
+        key_length = _NULL if key is None else varints[n_key]
+        # Attributes, timestamp behind the first, offset, key, value, headers.
+        size = 2 + len(at) + len(key_length) + n_key + len(value_length) + n_value + n_tail
         length = varints[size]
         room -= size + len(length)
         if room < 0:
             break
-        add((length, b"\0\0", at, key_length, key, value_length, value, b"\0"))
+        add((length, b"\0\0", at, key_length, key or b"", value_length, value, tail))
         n += 1
     return b"".join(parts), n
+
+
+def _packed(headers: Headers) -> bytes:
+    """Return a record's headers, long enough to be refused where one of them is too long."""
+    parts = [_VARINTS[len(headers)]]
+    for name, value in headers:
+        named = name.encode()
+        if len(named) + len(value) >= _SHORT:
+            return bytes(_SHORT)
+        parts += (_VARINTS[len(named)], named, _VARINTS[len(value)], value)
+    return b"".join(parts)
 
 
 class Producer(KafkaProducer):  # type: ignore[misc]  # the library has no types
     """Adds `send_all`; it reaches into the library's accumulator, whose version is locked."""
 
-    def send_all(self, topic: str, records: Sequence[Record], partition: int) -> None:
-        """Hand records without headers to the current transaction, in their order.
+    def send_all(
+        self, topic: str, records: Sequence[Record], headers: Sequence[Headers] | None, partition: int
+    ) -> None:
+        """Hand records, and the headers of each, to the current transaction, in their order.
 
         Raises:
             KafkaError: As `send`.
@@ -86,11 +106,13 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # the library has no types
         i = 0
         while i < len(records):
             key, value = records[i]
-            self.send(topic, value, key, None, partition)
+            self.send(topic, value, key, None if headers is None else headers[i], partition)
             i += 1
-            i += self._pack_behind(place, records, i)
+            i += self._pack_behind(place, records, headers, i)
 
-    def _pack_behind(self, place: TopicPartition, records: Sequence[Record], start: int) -> int:
+    def _pack_behind(
+        self, place: TopicPartition, records: Sequence[Record], headers: Sequence[Headers] | None, start: int
+    ) -> int:
         """Pack records into the newest batch of a partition; return how many it took."""
         accumulator = self._accumulator
         with accumulator._tp_lock(place):
@@ -99,7 +121,8 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # the library has no types
                 return 0  # the sender has just taken it
             batch = waiting[-1]
             builder: Any = batch.records._builder
-            body, n = pack(records, start, batch.records.next_offset(), builder._batch_size - builder.size())
+            room = builder._batch_size - builder.size()
+            body, n = pack(records, headers, start, batch.records.next_offset(), room)
             builder._buffer += body
             builder._num_records += n
             builder._last_offset += n

@@ -71,15 +71,16 @@ def test_records_packed_at_once_arrive_in_order(broker: str, tmp_path: Path, sma
     world.create(topic)
     sizes = [0, 1, 63, 64, 600, 8_100, 8_200, 300_000]
     records = [(None if i % 97 == 0 else b"%d" % i, b"%d " % i + b"x" * sizes[i % 8]) for i in range(4_000) if i % 50]
+    headers = [[("number", b"%d" % i)] * (i % 3) for i in range(len(records) - 1_500)]
     client = KafkaPythonClient(world.settings)
     try:
         client.begin_producing()
         client.begin()
         client.send(topic, records[:1_000])
         client.abort(LIMIT_S)
-        for part in (records[:1_500], records[1_500:]):
+        for part, each in ((records[:1_500], None), (records[1_500:], headers)):
             client.begin()
-            client.send(topic, part)
+            client.send(topic, part, each)
             client.commit({})
             assert client.wait(LIMIT_S) is not None
         found = world.read(topic, len(records))
@@ -87,6 +88,7 @@ def test_records_packed_at_once_arrive_in_order(broker: str, tmp_path: Path, sma
         client.close()
 
     assert [(each.key, each.value) for each in found] == records
+    assert [each.headers for each in found] == [dict(each) for each in [[]] * 1_500 + headers]
 
 
 def test_each_transaction_is_scored_once(world: World) -> None:

@@ -18,6 +18,9 @@ FIRST = (b"first", b"\x00")
 
 sizes = st.integers(0, 130) | st.sampled_from([8_100, 8_175, 8_176, 8_177, 8_191, 8_192, 70_000])
 keys = st.none() | sizes.map(lambda n: b"k" * n)
+headers = st.lists(
+    st.tuples(st.text(max_size=5), st.binary(max_size=5) | st.sampled_from([b"h" * 100, b"h" * 9_000])), max_size=3
+)
 records = st.lists(st.tuples(keys, sizes.map(lambda n: b"v" * n)), max_size=300)
 
 
@@ -26,30 +29,34 @@ def builder(room: int) -> DefaultRecordBatchBuilder:
     return DefaultRecordBatchBuilder(2, 0, True, 7, 0, 0, room)
 
 
-@given(records, st.integers(0, 20), st.integers(200, 200_000))
-def test_packed_is_what_the_library_packs(drawn: list[Record], start: int, room: int) -> None:
+@given(records, st.integers(0, 20), st.integers(200, 200_000), st.booleans(), st.data())
+def test_packed_is_what_the_library_packs(
+    drawn: list[Record], start: int, room: int, has_headers: bool, data: st.DataObject
+) -> None:
     """From any record on and whatever the room, up to the first that the library must take itself."""
+    each = data.draw(st.lists(headers, min_size=len(drawn), max_size=len(drawn))) if has_headers else None
     theirs = builder(room)
     theirs.append(0, TIMESTAMP_MS, *FIRST, [])
-    body, n = pack(drawn, start, 1, room - theirs.size())
+    body, n = pack(drawn, each, start, 1, room - theirs.size())
     before = bytes(theirs._buffer)
     taken = [
-        theirs.append(1 + i, TIMESTAMP_MS, key, value, []) is not None
-        for i, (key, value) in enumerate(drawn[start : start + n])
+        theirs.append(1 + i, TIMESTAMP_MS, *drawn[start + i], each[start + i] if each else []) is not None
+        for i in range(n)
     ]
 
     assert all(taken)
     assert before + body == bytes(theirs._buffer)
-    left = drawn[start + n : start + n + 1]
-    # What is left has no key, is long, or does not fit the library's batch either.
-    for key, value in left:
-        is_short = key is not None and len(key) + len(value) <= 8_176
-        assert not is_short or theirs.append(1 + n, TIMESTAMP_MS, key, value, []) is None
+    for i in range(start + n, min(start + n + 1, len(drawn))):
+        # What is left is long, or does not fit the library's batch either.
+        key, value = drawn[i]
+        own = each[i] if each else []
+        size = len(key or b"") + len(value) + sum(4 + len(name.encode()) + len(text) for name, text in own)
+        assert size > 8_100 or theirs.append(1 + n, TIMESTAMP_MS, key, value, own) is None
 
 
 def test_a_batch_ends_before_offsets_take_three_bytes() -> None:
     """What comes after the 8,192nd record of a batch is the library's."""
-    body, n = pack([(b"", b"")] * 10_000, 0, 1, 10**6)
+    body, n = pack([(b"", b"")] * 10_000, None, 0, 1, 10**6)
     full = builder(10**6)
     full.append(0, TIMESTAMP_MS, *FIRST, [])
     full._buffer += body
@@ -62,7 +69,6 @@ def test_a_batch_ends_before_offsets_take_three_bytes() -> None:
     assert [record.offset for record in batch] == list(range(8_192))
 
 
-headers = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=5)), max_size=2)
 written = st.lists(
     st.tuples(
         st.integers(-(2**40), 2**40),
