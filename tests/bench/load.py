@@ -193,7 +193,10 @@ class Watch:
     def _run(self) -> None:
         started_s, before = time.monotonic(), None
         try:
-            while not self._over.is_set():
+            # Once more when it is over, so that the last look is behind the last message.
+            is_last = False
+            while not is_last:
+                is_last = self._over.is_set()
                 page = self._service.page()
                 sample = self._service.sample(time.monotonic() - started_s, page, before)
                 self.samples.append(sample)
