@@ -162,7 +162,8 @@ def places(data: NDArray[np.uint8], at: int, found: NDArray[np.int64]) -> bool:
     end = len(data)
     for i in range(len(found)):
         size, at = _number(data, at, end)
-        if not 0 <= size <= end - at:
+        # The library reads the attributes, one byte of which nothing is used, as a number of any length.
+        if not 1 <= size <= end - at or data[at] >= 0x80:
             return False
         last = at + size
         at += 1
