@@ -244,26 +244,8 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]  # the 
 
 
 class Consumer(KafkaConsumer):  # type: ignore[misc]  # the library has no types
-    """Reads the records of a batch at once, and does not wait where it is told not to."""
+    """Reads the records of a batch at once."""
 
     def __init__(self, **configs: Any) -> None:
         super().__init__(**configs)
         self._fetcher.PartitionRecords = _PartitionRecords
-        self._waiting_fetch = self._fetcher.fetch_records
-        self._fetcher.fetch_records = self._fetch_records
-
-    def _fetch_records(
-        self, max_records: int | None = None, update_offsets: bool = True, timeout_ms: float | None = None
-    ) -> tuple[dict[Any, list[Any]], bool]:
-        """Return what has come and ask for more.
-
-        The library waits for 0 ms as for any other time, by an exception between two threads. Its traceback holds the
-        messages of the poll before, and only the garbage collector, which stops every thread, gets rid of it.
-        """
-        if timeout_ms is None or timeout_ms > 0:
-            found: tuple[dict[Any, list[Any]], bool] = self._waiting_fetch(max_records, update_offsets, timeout_ms)
-            return found
-        records, is_partial = self._fetcher.fetched_records(max_records, update_offsets=update_offsets)
-        if not is_partial:
-            self._fetcher.send_fetches()
-        return records, False

@@ -1,6 +1,5 @@
 """The service on Apache Kafka, with each client library: what readers of committed records see."""
 
-import gc
 import signal
 import time
 from pathlib import Path
@@ -35,33 +34,6 @@ def test_group_is_joined_once_and_with_known_partitions(broker: str, tmp_path: P
             assert client._consumer.group_metadata().generation_id == 1
         finally:
             client.close()
-
-
-def test_poll_that_does_not_wait_leaves_no_garbage(broker: str, tmp_path: Path, small_model: Path) -> None:
-    """kafka-python's own leaves a traceback with the loop's frame and its messages each time it finds nothing."""
-    world = World(broker, "kafka-python", "garbage", tmp_path, small_model)
-    world.create(world.settings.transactions_topic)
-    client = KafkaPythonClient(world.settings)
-    try:
-        client.begin_producing()
-        until(lambda: client.join(0.1))
-        client.seek({0: 0})
-        until(lambda: not client.poll(10, 0.05))
-        gc.collect()
-        gc.disable()
-        try:
-            found = []
-            for _ in range(100):
-                found += client.poll(10, 0.0)
-                time.sleep(0.006)  # the loop's slice, in which a fetch is under way
-            n_garbage = gc.collect()
-        finally:
-            gc.enable()
-    finally:
-        client.close()
-
-    assert found == []
-    assert n_garbage < 100
 
 
 def test_records_packed_at_once_arrive_in_order(broker: str, tmp_path: Path, small_model: Path) -> None:
