@@ -101,7 +101,10 @@ class Producer(KafkaProducer):  # type: ignore[misc]  # the library has no types
 
         Raises:
             KafkaError: As `send`.
+            ValueError: There are not as many headers as records.
         """
+        if headers is not None and len(headers) != len(records):
+            raise ValueError(f"{len(headers)} headers for {len(records)} records")
         place = TopicPartition(topic, partition)
         i = 0
         while i < len(records):

@@ -11,7 +11,7 @@ from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
 from service.kafka import Headers, Record
-from service.kafka_records import _Batch, pack, places
+from service.kafka_records import Producer, _Batch, pack, places
 
 TIMESTAMP_MS = 1_700_000_000_000
 FIRST = (b"first", b"\x00")
@@ -52,6 +52,12 @@ def test_packed_is_what_the_library_packs(
         own = each[i] if each else []
         size = len(key or b"") + len(value) + sum(4 + len(name.encode()) + len(text) for name, text in own)
         assert size > 8_100 or theirs.append(1 + n, TIMESTAMP_MS, key, value, own) is None
+
+
+def test_each_record_has_its_headers() -> None:
+    """Lists of different length are a mistake of the caller's, told before anything is sent."""
+    with pytest.raises(ValueError, match="1 headers for 2 records"):
+        Producer.send_all(object(), "scores", [FIRST, FIRST], [[]], 0)  # type: ignore[arg-type]
 
 
 def test_a_batch_ends_before_offsets_take_three_bytes() -> None:
