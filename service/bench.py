@@ -85,7 +85,7 @@ def run(*, settings: Settings, kafka: bool, data: Path | None, quick: bool, say:
     """
     from service import bench_kafka
 
-    report = Report(machine(), commit(), today(), versions(), [])
+    report = of_now([])
     say(f"machine: {report.machine}")
     say(f"commit: {report.commit}  date: {report.date}")
     say("versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
@@ -97,6 +97,11 @@ def run(*, settings: Settings, kafka: bool, data: Path | None, quick: bool, say:
             say(figure.line())
             report.figures.append(figure)
     return report
+
+
+def of_now(figures: list[Figure]) -> Report:
+    """Return a report of this machine, commit and day."""
+    return Report(machine(), commit(), datetime.now(UTC).strftime("%Y-%m-%d"), versions(), figures)
 
 
 def write(report: Report, path: Path) -> None:
@@ -111,7 +116,7 @@ def update(found: Sequence[Figure], path: Path) -> None:
         measured = {figure.name for figure in found}
         before = msgspec.json.decode(path.read_bytes(), type=Report)
         kept = [figure for figure in before.figures if figure.name not in measured]
-    write(Report(machine(), commit(), today(), versions(), [*kept, *found]), path)
+    write(of_now([*kept, *found]), path)
 
 
 def in_process(settings: Settings, *, quick: bool) -> Iterator[Figure]:
@@ -248,11 +253,6 @@ def commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def today() -> str:
-    """Return the date in UTC."""
-    return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from features.errors import BrokerError
 from service import bench, scrape
 from service.bench import Figure
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 
 THROUGHPUT_MUST = {"kafka-python": "≥ 20,000", "confluent-kafka": "≥ 50,000"}
 RATES = (2_000, 5_000)
@@ -70,7 +70,7 @@ def figures(settings: Settings, *, quick: bool, say: Callable[[str], None]) -> I
     """Measure throughput, latency at fixed rates, start-up and memory with every client that is installed."""
     from service import simulator
 
-    clients = ["kafka-python", "confluent-kafka"]
+    clients = list(KAFKA_CLIENTS)
     if find_spec("confluent_kafka") is None:
         raise BrokerError(
             "confluent-kafka is not installed: the benchmark's reader and sender need it (falconet[confluent])"

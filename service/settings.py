@@ -36,6 +36,9 @@ BREAKER_SHARE = 0.5
 BREAKER_WINDOW = 1000
 """At most so many times the share are blocked before the breaker opens: half a second at 1,000 a second."""
 
+KafkaClient = Literal["kafka-python", "confluent-kafka"]
+KAFKA_CLIENTS: tuple[KafkaClient, ...] = get_args(KafkaClient)
+
 SECRET = {"secret": True}
 _MASK = "***"
 
@@ -62,7 +65,7 @@ class Settings(HttpSettings, frozen=True, kw_only=True):
         ),
     ] = "127.0.0.1:9092"
     kafka_client: Annotated[
-        Literal["kafka-python", "confluent-kafka"],
+        KafkaClient,
         Meta(description="Kafka client library; confluent-kafka is faster and needs the `confluent` extra."),
     ] = "kafka-python"
     security_protocol: Annotated[

@@ -38,11 +38,10 @@ from service.children import Service
 from service.codec import Decoder
 from service.pipeline import Message, Pipeline
 from service.policy import policy
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import replica, servers
 
 CHAIN_ID = 31337
-CLIENTS = ("kafka-python", "confluent-kafka")
 READY = {"ingest": "ingesting next=", "serve": "serving offsets="}
 """What each says once it does its work."""
 
@@ -278,14 +277,14 @@ def judged(score: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Run all depths with both clients, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client", choices=CLIENTS)
+    parser.add_argument("--client", choices=KAFKA_CLIENTS)
     parser.add_argument("--depths", type=int, default=32)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     print(f"{report.machine()}, commit {report.commit()[:12]}, depths 1 to {options.depths}, seed {options.seed}")
     is_well = True
     with servers.kafka() as broker:
-        for client in [options.client] if options.client else CLIENTS:
+        for client in [options.client] if options.client else KAFKA_CLIENTS:
             with tempfile.TemporaryDirectory() as folder, node() as chain_node:
                 world = World(broker, client, f"reorgs-{client}", Path(folder), chain_node)
                 chain = LiveChain(chain_node.url, CHAIN_ID, options.seed, depth_max=options.depths)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from features import archive
 from features.table import DAY_S
 from models import compact, dataset, registry
-from service.bench import Report, commit, figure, machine, today, versions, write
+from service.bench import Report, commit, figure, machine, of_now, write
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES_PER_RECORD = 250
@@ -187,7 +187,7 @@ def report(figures: dict[str, float]) -> Report:
             figure("peak of resident memory in it", [figures["train_peak_bytes"] / 2**30], "GiB", "≤ 23"),
             figure("the student that it sealed", [figures["student_bytes"]], "bytes", "≤ 32,768"),
         ]
-    return Report(machine(), commit(), today(), versions(), lines)
+    return of_now(lines)
 
 
 def run(arguments: list[str]) -> tuple[str, float]:

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from service import bench, bench_kafka, simulator
 from service.bench import Figure
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import servers
+from tests.bench import command
 
-CLIENTS = ("kafka-python", "confluent-kafka")
 STREAM_RATE = 2_000
 CHECK_RATE = 500
 CONNECTIONS = 8
@@ -134,18 +134,14 @@ def main() -> int:
         print(json.dumps(load(sys.argv[2], SECONDS)))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client", choices=CLIENTS, help="else both")
+    parser.add_argument("--client", choices=KAFKA_CLIENTS, help="else both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"{bench.machine()}, commit {bench.commit()}")
-    found = []
     with servers.kafka() as address:
-        for figure in figures(address, [options.client] if options.client else CLIENTS, options.rounds):
-            print(figure.line(), flush=True)
-            found.append(figure)
-    if options.json is not None:
-        bench.update(found, options.json)
+        clients = [options.client] if options.client else KAFKA_CLIENTS
+        command.tell(figures(address, clients, options.rounds), options.json)
     return 0
 
 

@@ -22,19 +22,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from service import bench, bench_kafka
+from service import bench_kafka
 from service.anvil import Anvil
 from service.bench import Figure
 from service.ingest import Ingest
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import servers
+from tests.bench import command
 from tests.nodes import ingesting
 
 TRANSACTIONS = 200
 """In a block, about mainnet's mean."""
 
 CATCH_UP_BLOCKS = 400
-CLIENTS = ("kafka-python", "confluent-kafka")
 ROUNDS = 3
 ANVIL_BLOCKS, ANVIL_TRANSACTIONS = 60, 100
 HEADS, WARM_HEADS = 300, 20
@@ -211,10 +211,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure ingestion.")
     parser.add_argument("names", nargs="*", metavar="catch-up|anvil|head|memory")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--client", choices=CLIENTS, help="else both")
+    parser.add_argument("--client", choices=KAFKA_CLIENTS, help="else both")
     parser.add_argument("--blocks", type=int, default=100_000)
     options = parser.parse_args()
-    clients = [options.client] if options.client else list(CLIENTS)
+    clients = [options.client] if options.client else list(KAFKA_CLIENTS)
     apart(-1)
     measures = {
         "catch-up": lambda address: catch_up(address, clients),
@@ -222,14 +222,9 @@ def main() -> int:
         "head": lambda address: head(address, clients),
         "memory": lambda address: memory(address, options.blocks),
     }
-    figures = []
     with servers.kafka() as address:
         for name in options.names or measures:
-            for figure in measures[name](address):
-                print(figure.line(), flush=True)
-                figures.append(figure)
-    if options.json is not None:
-        bench.update(figures, options.json)
+            command.tell(measures[name](address), options.json)
     return 0
 
 

@@ -18,7 +18,7 @@ from features.accounts import Accounts
 from features.errors import InputError
 from features.table import WORDS
 from features.transaction import IS_STATUS_KNOWN, METHOD_NONE, METHOD_SHIFT, RECORD_WORDS
-from service.bench import Figure, Report, commit, figure, machine, today, versions, write
+from service.bench import Figure, figure, of_now, write
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 1
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4_000_000, help="pairs of that table (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     options = parser.parse_args()
-    report = Report(machine(), commit(), today(), versions(), [])
+    report = of_now([])
     print(f"machine: {report.machine}\ncommit: {report.commit}  date: {report.date}")
     print("versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()))
     print(f"{N:,} transactions after {N:,} unmeasured ones, {ROUNDS} alternating rounds: median (least to largest)")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from service import bench, bench_kafka, scrape, simulator
 from service.bench import Figure
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import servers
+from tests.bench import command
 
-CLIENTS = ("kafka-python", "confluent-kafka")
 TRANSACTIONS = 200_000
 SCRAPE_SECONDS = 1.0
 
@@ -80,17 +80,12 @@ def main() -> int:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--client", choices=CLIENTS, help="else both")
+    parser.add_argument("--client", choices=KAFKA_CLIENTS, help="else both")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    found = []
     with servers.kafka() as address:
-        clients = [options.client] if options.client else list(CLIENTS)
-        for figure in figures(Settings(bootstrap_servers=address), clients, options.rounds):
-            print(figure.line(), flush=True)
-            found.append(figure)
-    if options.json is not None:
-        bench.update(found, options.json)
+        clients = [options.client] if options.client else list(KAFKA_CLIENTS)
+        command.tell(figures(Settings(bootstrap_servers=address), clients, options.rounds), options.json)
     return 0
 
 

@@ -34,9 +34,10 @@ from features.errors import BrokerError, FalconetError
 from models import plots, report
 from service import bench
 from service.bench import Figure
+from service.settings import KAFKA_CLIENTS
 from tests import servers
+from tests.bench import command
 from tests.bench.load import (
-    CLIENTS,
     Sample,
     Sender,
     Service,
@@ -66,7 +67,7 @@ class Ground(NamedTuple):
     folder: Path
     options: argparse.Namespace
 
-    def service(self, name: str, **changes: object) -> Service:
+    def service(self, name: str, **changes: Any) -> Service:
         """Return a service that is not started, of the client in question."""
         return Service(self.address, self.options.client, self.folder, name, **changes)
 
@@ -258,6 +259,10 @@ def _one(name: str, value: float, unit: str, must: str = "") -> Figure:
     return bench.figure(name, [value], unit, must)
 
 
+def _named(figures: Iterator[Figure], client: str) -> Iterator[Figure]:
+    return (msgspec.structs.replace(figure, name=f"{figure.name}, {client}") for figure in figures)
+
+
 PARTS: dict[str, Callable[[Ground], Iterator[Figure]]] = {
     "overload": overload,
     "bad": bad,
@@ -271,7 +276,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="|".join(PARTS))
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--client", choices=CLIENTS, default=CLIENTS[0])
+    parser.add_argument("--client", choices=KAFKA_CLIENTS, default=KAFKA_CLIENTS[0])
     parser.add_argument("--backlog", type=int)
     parser.add_argument("--addresses", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -283,19 +288,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{report.machine()}, commit {report.commit()[:12]}, {options.client}")
     for name in options.names or PARTS:
-        found = []
         # A broker of its own for each: what one leaves on the disk is gone before the next.
         with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
             try:
-                for figure in PARTS[name](Ground(address, Path(folder), options)):
-                    named = msgspec.structs.replace(figure, name=f"{figure.name}, {options.client}")
-                    print(named.line(), flush=True)
-                    found.append(named)
+                found = PARTS[name](Ground(address, Path(folder), options))
+                command.tell(_named(found, options.client), options.json)
             except FalconetError as error:
                 print(f"bench_overload: {name}: {error}", file=sys.stderr)
                 return 1
-        if options.json is not None:
-            bench.update(found, options.json)
     return 0
 
 

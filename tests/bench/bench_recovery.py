@@ -29,12 +29,12 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from service import bench, snapshot
 from service.bench import Figure
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import replica, servers
+from tests.bench import command
 
 ACCOUNTS = 1_000_000
 WAIT_SECONDS_MAX = 600.0
-CLIENTS = ("kafka-python", "confluent-kafka")
 
 Process = subprocess.Popen[bytes]
 
@@ -182,21 +182,16 @@ def figures(world: World, n: int, rounds: int) -> Iterator[Figure]:
 def main() -> int:
     """Measure both clients, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client", choices=CLIENTS)
+    parser.add_argument("--client", choices=KAFKA_CLIENTS)
     parser.add_argument("--transactions", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = []
     print(f"{bench.machine()}, commit {bench.commit()}")
     with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
-        for client in [options.client] if options.client else CLIENTS:
+        for client in [options.client] if options.client else KAFKA_CLIENTS:
             world = World(address, client, Path(folder))
-            for figure in figures(world, options.transactions, options.rounds):
-                print(figure.line(), flush=True)
-                found.append(figure)
-    if options.json is not None:
-        bench.update(found, options.json)
+            command.tell(figures(world, options.transactions, options.rounds), options.json)
     return 0
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from features import durable
 from models import compact, registry, report
 from service import bench_kafka, simulator
-from service.settings import Settings
+from service.settings import KAFKA_CLIENTS, Settings
 from tests import servers
 from tests.registries import PROVENANCE
 
@@ -140,7 +140,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, servers.kafka() as address:
         root = Path(folder) / "registry"
         make_registry(root)
-        for client in sys.argv[1:] or ("kafka-python", "confluent-kafka"):
+        for client in sys.argv[1:] or KAFKA_CLIENTS:
             run(address, client, root)
     return 0
 

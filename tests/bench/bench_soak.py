@@ -24,9 +24,11 @@ from features.errors import FalconetError
 from models import plots, report
 from service import bench
 from service.bench import Figure
+from service.settings import KAFKA_CLIENTS
 from tests import servers
+from tests.bench import command
 from tests.bench.bench_overload import ORDINARY, backlog
-from tests.bench.load import CLIENTS, Sample, Service, capacity, offsets, rate, watched
+from tests.bench.load import Sample, Service, capacity, offsets, rate, watched
 
 EVERY_SECONDS = 5.0
 PICTURE = "soak.svg"
@@ -116,7 +118,7 @@ def main() -> int:
     """Soak one client, print the figures, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120.0)
-    parser.add_argument("--client", choices=CLIENTS, default=CLIENTS[0])
+    parser.add_argument("--client", choices=KAFKA_CLIENTS, default=KAFKA_CLIENTS[0])
     parser.add_argument("--backlog", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -131,10 +133,8 @@ def main() -> int:
         except FalconetError as error:
             print(f"bench_soak: {error}", file=sys.stderr)
             return 1
-    for figure in figures:
-        print(figure.line())
+    command.tell(figures, options.json)
     if options.json is not None:
-        bench.update(figures, options.json)
         share = f"half the capacity, {options.client}"
         (options.json.parent / "figures" / PICTURE).write_bytes(plots.svg(picture(samples, capacity_share=share)))
     return 0

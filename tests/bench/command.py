@@ -1,12 +1,13 @@
-"""What the benchmarks on the labelled transactions have in common: the data folder, the model, and how they end."""
+"""What the benchmarks' command lines have in common: the data folder, the model, what they tell, and how they end."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from features.errors import FalconetError
+from service import bench
 from service.settings import DATA_VARIABLE
 
 Options = argparse.Namespace
@@ -46,3 +47,13 @@ def run(
         print(f"{Path(parser.prog).stem}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def tell(figures: Iterable[bench.Figure], path: Path | None) -> None:
+    """Print figures as they are measured; then write them to a report, where one is named, as `bench.update` does."""
+    found = []
+    for figure in figures:
+        print(figure.line(), flush=True)
+        found.append(figure)
+    if path is not None:
+        bench.update(found, path)

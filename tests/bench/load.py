@@ -6,7 +6,6 @@ hold what Falconet reads of a transaction and no more, 0.4 KB each: ethereum-etl
 
 import contextlib
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
@@ -28,9 +27,9 @@ from msgspec import Struct
 from features.errors import BrokerError
 from service import scrape
 from service.scrape import Page
+from service.settings import Settings
 from tests import replica, servers
 
-CLIENTS = ("kafka-python", "confluent-kafka")
 WAIT_SECONDS_MAX = 120.0
 """For a start, a stop, or a message more while a backlog is worked off."""
 
@@ -209,20 +208,22 @@ class Watch:
 class Service:
     """`falconet serve` as a process, on topics and in a folder of its own."""
 
-    def __init__(self, address: str, client: str, folder: Path, name: str, **changes: object) -> None:
+    def __init__(self, address: str, client: str, folder: Path, name: str, **changes: Any) -> None:
         self.address, self.name = address, name
-        self.transactions, self.scores, self.dlq = (f"{name}.{each}" for each in ("transactions", "scores", "dlq"))
         self._log = folder / f"{name}.log"
         [port] = servers.free_ports(1)
         self._url = f"http://127.0.0.1:{port}"
-        settings: dict[str, object] = {
-            "bootstrap_servers": address,
-            "kafka_client": client,
+        settings = Settings(
+            bootstrap_servers=address,
+            kafka_client=client,  # type: ignore[arg-type]
             **replica.own_names(name),
-            "state_dir": folder / name,
-            "metrics_port": port,
-        }
-        self._environment = {f"FALCONET_{key.upper()}": str(value) for key, value in (settings | changes).items()}
+            state_dir=folder / name,
+            metrics_port=port,
+            **changes,
+        )
+        self.transactions, self.scores = settings.transactions_topic, settings.scores_topic
+        self._topics = settings.topics()
+        self._environment = replica.environment(settings)
         self._process: subprocess.Popen[bytes] | None = None
 
     def create(self) -> None:
@@ -240,7 +241,7 @@ class Service:
         """
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "service.cli", "serve"]
-            self._process = subprocess.Popen(command, env=os.environ | self._environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
         try:
             self.until(self._is_ready, "become ready")
             yield self
@@ -256,10 +257,9 @@ class Service:
 
     def remove(self) -> None:
         """Delete the topics, so that the next measurement has the disk."""
-        topics = [self.transactions, self.scores, self.dlq, f"{self.name}.alerts"]
         admin = AdminClient({"bootstrap.servers": self.address})
         there = admin.list_topics(timeout=10).topics
-        for deleted in admin.delete_topics([each for each in topics if each in there]).values():
+        for deleted in admin.delete_topics([each for each in self._topics if each in there]).values():
             deleted.result(WAIT_SECONDS_MAX)
 
     def page(self) -> Page:

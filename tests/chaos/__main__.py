@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from models import report as models_report
+from service.settings import KAFKA_CLIENTS
 from tests import servers
 from tests.chaos import report
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.ground import CLIENTS, ground, strike
+from tests.chaos.ground import ground, strike
 from tests.chaos.report import Report, Row
 from tests.chaos.stage import ChaosError
 
@@ -79,7 +80,7 @@ class Run:
 def main() -> int:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client", choices=CLIENTS)
+    parser.add_argument("--client", choices=KAFKA_CLIENTS)
     parser.add_argument("--only", nargs="+", choices=ORDER, default=ORDER)
     parser.add_argument("--times", type=int)
     parser.add_argument("--seed", type=int, default=1)
@@ -92,7 +93,7 @@ def main() -> int:
         print(f"{models_report.machine()}, commit {models_report.commit()[:12]}, seed {options.seed}", flush=True)
         try:
             servers.kafka_libs()  # fetched once, before two brokers want them at the same time
-            run.clients([options.client] if options.client else CLIENTS, chosen)
+            run.clients([options.client] if options.client else KAFKA_CLIENTS, chosen)
         except servers.MissingServerError as error:
             print(f"no Apache Kafka: {error}", file=sys.stderr)
             return 1

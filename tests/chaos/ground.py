@@ -17,8 +17,6 @@ from tests.chaos.stage import Stage
 from tests.chaos.verdict import Verdict
 from tests.servers import KafkaBroker, Listener
 
-CLIENTS = ("kafka-python", "confluent-kafka")
-
 
 class Ground(NamedTuple):
     """A running broker, and the only ways to it that services know."""

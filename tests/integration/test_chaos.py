@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from service.settings import KAFKA_CLIENTS
 from tests import servers
 from tests.chaos import faults
-from tests.chaos.ground import CLIENTS, Ground, ground
+from tests.chaos.ground import Ground, ground
 from tests.chaos.stage import Stage
 from tests.chaos.verdict import Verdict
 
@@ -19,14 +20,15 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """Return a broker with a proxy for each library."""
     with contextlib.ExitStack() as stack:
         try:
-            yield stack.enter_context(ground(tmp_path_factory.mktemp("broker"), len(CLIENTS)))
+            yield stack.enter_context(ground(tmp_path_factory.mktemp("broker"), len(KAFKA_CLIENTS)))
         except servers.MissingServerError as error:
             pytest.skip(str(error))
 
 
 def struck(there: Ground, i: int, folder: Path) -> tuple[Stage, Verdict]:
     """Strike a stream of a library's own, and judge it."""
-    stage = Stage(there.broker, there.proxies[i], CLIENTS[i], f"short-{CLIENTS[i]}", folder / CLIENTS[i], seed=1)
+    client = KAFKA_CLIENTS[i]
+    stage = Stage(there.broker, there.proxies[i], client, f"short-{client}", folder / client, seed=1)
     with contextlib.closing(stage):
         stage.begin()
         first = stage.serving()
@@ -42,8 +44,8 @@ def struck(there: Ground, i: int, folder: Path) -> tuple[Stage, Verdict]:
 @pytest.mark.timeout(300)  # half a minute alone, four times that beside other loads
 def test_faults_lose_nothing_and_double_nothing(there: Ground, tmp_path: Path) -> None:
     """A lost answer, errors, a partition more and a kill leave the scores of an undisturbed run, bit by bit."""
-    with ThreadPoolExecutor(len(CLIENTS)) as pool:
-        done = list(pool.map(lambda i: struck(there, i, tmp_path), range(len(CLIENTS))))
+    with ThreadPoolExecutor(len(KAFKA_CLIENTS)) as pool:
+        done = list(pool.map(lambda i: struck(there, i, tmp_path), range(len(KAFKA_CLIENTS))))
 
     for (stage, verdict), proxy in zip(done, there.proxies, strict=True):
         harm = (verdict.n_lost, verdict.n_doubled, verdict.n_wrong, verdict.n_different)
