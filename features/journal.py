@@ -10,7 +10,7 @@ takes the block back; until the others have come, transactions of the block that
 orphaned too. A block that returns after that, as when a chain changes its mind twice, is a block like any other.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +34,9 @@ the journal reaches fewer blocks back, which `n_blocks` shows."""
 HALF_ANNOUNCED_MAX = 4096
 """Blocks that some partitions have announced and others not: a chain's reorganisation has 64 of them at most."""
 
+FORGOTTEN_MAX = 4096
+"""Heights of forgotten blocks kept apart from those below what is held: one for each block that claimed a height far
+above its neighbours'."""
 
 Observe = Callable[[NDArray[np.uint64]], object]
 
@@ -77,6 +80,7 @@ class _Index(Struct, frozen=True):
     floor: int
     stretches: list[Stretch]
     announced: dict[str, Announced]
+    forgotten: list[int] = []
 
 
 class Journal:
@@ -107,6 +111,12 @@ class Journal:
         self._n_transactions = 0
         self._is_whole = True
         self._floor = -1
+        """Nothing up to here can be taken back."""
+
+        self._forgotten: list[int] = []
+        """Heights above the floor of which something is no longer held, in ascending order. One block with a height
+        out of all proportion must not lift the floor over those that follow."""
+
         self._announced: dict[str, Announced] = {}
         accounts.journal = self
 
@@ -216,7 +226,7 @@ class Journal:
         return taken[::-1]
 
     def _check(self, number: int, block_hash: str) -> None:
-        if not self._is_whole or number <= self._floor:
+        if not self._is_whole or number <= self._floor or number in self._forgotten:
             reach = f"from block {self._floor + 1} on" if self._is_whole else "nothing yet"
             raise ReorgError(
                 f"block {number} ({block_hash}) is orphaned, deeper than the journal reaches: it holds {reach}, "
@@ -267,7 +277,18 @@ class Journal:
             stretch = self._stretches.popleft()
             self._drop(stretch)
             if stretch.chain_id == self._chain_id:
-                self._floor = max(self._floor, stretch.number)
+                self._forget(stretch.number)
+
+    def _forget(self, number: int) -> None:
+        """Say that something of a block is no longer held, and lift the floor up to what is held."""
+        forgotten = self._forgotten
+        if number > self._floor and number not in forgotten:
+            insort(forgotten, number)
+        n_below = bisect_left(forgotten, self._heights[0]) if self._heights else 0
+        n_below = max(n_below, len(forgotten) - FORGOTTEN_MAX)
+        if n_below:
+            self._floor = forgotten[n_below - 1]
+            del forgotten[:n_below]
 
     def _is_deep(self, stretch: Stretch) -> bool:
         if stretch.chain_id != self._chain_id:
@@ -283,7 +304,7 @@ class Journal:
         starts = frames[undo.COUNTERS + (np.arange(first, int(frames[undo.COUNT])) & (n_frames - 1))]
         low = int(starts[0]) if len(starts) else int(frames[undo.HEAD])
         words = table.undo[np.arange(low, int(frames[undo.HEAD])) & (table.undo.size - 1)]
-        index = _Index(self._is_whole, self._floor, list(self._stretches), self._announced)
+        index = _Index(self._is_whole, self._floor, list(self._stretches), self._announced, self._forgotten)
         return {
             "undo_words": words,
             "undo_frames": starts - low,
@@ -313,7 +334,7 @@ class Journal:
         # A standby restores one snapshot after the other.
         self._clear()
         self._load(words.view(np.uint64), starts.view(np.int64))
-        self._is_whole, self._floor = index.whole, index.floor
+        self._is_whole, self._floor, self._forgotten = index.whole, index.floor, sorted(index.forgotten)
         for stretch in index.stretches:
             self._append(stretch)
         self._announced = index.announced
@@ -325,6 +346,7 @@ class Journal:
         self._heights.clear()
         self._n_transactions = 0
         self._is_whole, self._floor = True, -1
+        self._forgotten.clear()
         self._announced = {}
         self._accounts.table.frames[: undo.COUNTERS] = 0
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features.accounts import Accounts
 from features.errors import ReorgError, StateError
-from features.journal import Journal
+from features.journal import FORGOTTEN_MAX, Journal
 from features.transaction import Transaction
 from tests.property.test_features import drawn, examples, listed, packed
 
@@ -263,6 +263,37 @@ def test_full_log_reaches_fewer_blocks_back() -> None:
     expected = table(is_journaled=False)
     expected.score_rows(packed(chain.surviving))
     assert bits(follower.accounts) == bits(expected)
+
+
+def test_height_out_of_proportion_is_forgotten_alone() -> None:
+    """A block that claims height 2^64 - 1 is refused once the log has lost it; those around it still go back."""
+    chain, stray = Chain(), Orphaned(2**64 - 1, "0x" + "ee" * 32)
+    for i in range(20):
+        if i == 5:
+            chain.events += [msgspec.structs.replace(STREAM[0], block_number=stray.number, block_hash=stray.hash)]
+        chain.grow(10)
+    before, after = Follower(n_transactions=64), Follower(n_transactions=64)
+    before.follow([(0, event) for event in chain.events], itertools.cycle([9]))
+    after.accounts.restore(before.accounts.arrays())
+
+    for follower in (before, after):
+        with pytest.raises(ReorgError, match=f"block {stray.number} "):
+            follower.announce(stray)
+        with pytest.raises(ReorgError, match=f"block {chain.blocks[5][0]} "):
+            follower.announce(Orphaned(*chain.blocks[5][:2]))
+        follower.announce(Orphaned(*chain.blocks[-1][:2]))
+        assert len(follower.taken) == 10
+
+
+def test_many_heights_out_of_proportion_lift_the_floor() -> None:
+    """What is remembered of such blocks is bounded; past that the lowest of them is refused, and all below it."""
+    follower = Follower(n_transactions=16)
+    for i in range(FORGOTTEN_MAX + 100):
+        follower.observe([msgspec.structs.replace(STREAM[0], block_number=10**9 - i, block_hash=f"0x{i:064x}")])
+
+    assert len(follower.journal._forgotten) <= FORGOTTEN_MAX
+    with pytest.raises(ReorgError, match="block 7 "):
+        follower.announce(Orphaned(7, "0x" + "ab" * 32))
 
 
 def test_block_without_transactions_is_taken_back() -> None:
