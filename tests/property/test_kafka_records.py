@@ -110,8 +110,9 @@ def test_read_is_what_the_library_reads(drawn: list[Any], compressed: bool, is_l
 
 
 def vars_of(record: Any) -> tuple[Any, ...]:
-    """Return everything that a record holds."""
-    return tuple(getattr(record, name) for name in record.__slots__)
+    """Return everything that the consumer asks a record for."""
+    names = ("size_in_bytes", "offset", "timestamp", "timestamp_type", "key", "value", "headers", "checksum")
+    return *(getattr(record, name) for name in names), record.validate_crc()
 
 
 @settings(deadline=None)
