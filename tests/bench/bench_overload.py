@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from features.errors import BrokerError, FalconetError
+from features.errors import FalconetError
 from models import plots, report
 from service import bench
 from service.bench import Figure
@@ -45,6 +45,7 @@ from tests.bench.load import (
     Watch,
     backlog_rate,
     capacity,
+    capacity_beside,
     offsets,
     rate,
     watched,
@@ -86,7 +87,7 @@ def overload(ground: Ground) -> Iterator[Figure]:
     """Offer twice the capacity, then let the backlog drain, and look at the order of all scores."""
     alone = capacity(ground.service, ORDINARY, ground.n)
     yield _one("capacity, from a backlog, nobody sending", alone, "tx/s")
-    beside = _beside(ground, 2 * alone)
+    beside = capacity_beside(ground.service, ORDINARY, ground.n, alone=alone, share=2)
     yield _one("capacity, from a backlog, beside a sender of twice as much to another topic", beside, "tx/s")
     n = int(2 * alone * ground.options.minutes * 60)
     service = ground.service("overload")
@@ -101,22 +102,6 @@ def overload(ground: Ground) -> Iterator[Figure]:
     if ground.options.json is not None:
         figure = picture(samples, offered=rate_offered, until_s=samples[n_under].at_s)
         (ground.options.json.parent / "figures" / PICTURE).write_bytes(plots.svg(figure))
-
-
-def _beside(ground: Ground, rate_sent: float) -> float:
-    """Return the capacity while a sender takes its share of machine and broker without being listened to."""
-    decoy = ground.service("decoy")
-    decoy.create()
-    # Ten times as long as the backlog should take: it is stopped.
-    noise = Sender(ground.address, decoy.transactions, ORDINARY, int(rate_sent * 10 * CAPACITY_SECONDS), rate_sent)
-    try:
-        found, _ = backlog_rate(ground.service("beside"), ORDINARY, ground.n)
-        if noise.is_over:
-            raise BrokerError("the sender ended before the backlog did; the machine is too busy to measure on")
-    finally:
-        noise.stop()
-    decoy.remove()
-    return found
 
 
 def _under(samples: Sequence[Sample], offered: float, alone: float, beside: float) -> Iterator[Figure]:

@@ -1,9 +1,10 @@
 """Half the capacity for two hours: `python -m tests.bench.bench_soak`; the short form has 20 minutes.
 
 The service and the sender are processes, on an Apache Kafka of their own that shares the machine with them. Capacity
-is measured first, on a backlog; half of it is then offered at a steady rate, and every five seconds the service is
-looked at: resident memory, file handles, threads, and the latency of what was committed since. Flat means that the last
-quarter is like the second one; the first fills tables and buffers.
+is measured first, on a backlog and beside a sender, which takes its part of the machine then too; half of it is offered
+at a steady rate, and every five seconds the service is looked at: resident memory, file handles, threads, and the
+latency of what was committed since. Flat means that the last quarter is like the second one; the first fills tables and
+buffers. The topic that is read keeps a gigabyte, so that the logs do not outgrow the machine's memory.
 
     --minutes M      instead of 120
     --client NAME    kafka-python (default) or confluent-kafka
@@ -28,24 +29,31 @@ from service.settings import KAFKA_CLIENTS
 from tests import servers
 from tests.bench import command
 from tests.bench.bench_overload import ORDINARY, backlog
-from tests.bench.load import Sample, Service, capacity, offsets, rate, watched
+from tests.bench.load import Sample, Service, capacity, capacity_beside, offsets, rate, watched
 
 EVERY_SECONDS = 5.0
 PICTURE = "soak.svg"
+KEPT = {"retention.bytes": str(2**30), "segment.bytes": str(2**28)}
 
 
 def soak(
     address: str, folder: Path, client: str, *, minutes: float, n_backlog: int
 ) -> tuple[list[Sample], list[Figure]]:
     """Return what was seen, and the figures of it."""
-    most = capacity(lambda name: Service(address, client, folder, name), ORDINARY, n_backlog)
-    service = Service(address, client, folder, "soak")
+
+    def serving(name: str) -> Service:
+        return Service(address, client, folder, name)
+
+    alone = capacity(serving, ORDINARY, n_backlog)
+    most = capacity_beside(serving, ORDINARY, n_backlog, alone=alone, share=0.5)
+    service = serving("soak")
     n = int(most / 2 * minutes * 60)
-    seen, n_under, offered = watched(service, ORDINARY, n, most / 2, EVERY_SECONDS)
+    seen, n_under, offered = watched(service, ORDINARY, n, most / 2, EVERY_SECONDS, configuration=KEPT)
     found = offsets(service, n)
     samples = [each for each in seen[:n_under] if each.scored]
     figures = [
-        bench.figure("capacity, from a backlog, nobody sending", [most], "tx/s"),
+        bench.figure("capacity, from a backlog, nobody sending", [alone], "tx/s"),
+        bench.figure("capacity, from a backlog, beside a sender of half as much to another topic", [most], "tx/s"),
         bench.figure(f"offered for {offered.seconds / 60:.1f} minutes", [offered.n / offered.seconds], "tx/s"),
         bench.figure("scored", [rate(samples)], "tx/s"),
         bench.figure("lost, doubled or out of order", [_wrong(found, n)], "records", "= 0"),

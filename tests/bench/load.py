@@ -226,10 +226,10 @@ class Service:
         self._environment = replica.environment(settings)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def create(self) -> None:
+    def create(self, configuration: dict[str, str] | None = None) -> None:
         """Create the topic that is read."""
         admin = AdminClient({"bootstrap.servers": self.address})
-        for created in admin.create_topics([NewTopic(self.transactions, 1, 1)]).values():
+        for created in admin.create_topics([NewTopic(self.transactions, 1, 1, config=configuration or {})]).values():
             created.result(WAIT_SECONDS_MAX)
 
     @contextlib.contextmanager
@@ -376,13 +376,29 @@ def backlog_rate(service: Service, stream: Stream, n: int) -> tuple[float, float
     return rate(middle), (middle[-1].rejected - middle[0].rejected) / seconds
 
 
-def watched(service: Service, stream: Stream, n: int, rate: float, every_s: float) -> tuple[list[Sample], int, Offered]:
+def watched(
+    service: Service,
+    stream: Stream,
+    n: int,
+    rate: float,
+    every_s: float,
+    *,
+    configuration: dict[str, str] | None = None,
+) -> tuple[list[Sample], int, Offered]:
     """Serve while n messages are sent at a rate and until they are done.
+
+    Args:
+        service: Not started.
+        stream: What is sent.
+        n: How many messages.
+        rate: Messages a second.
+        every_s: Seconds from one look to the next.
+        configuration: Of the topic that is read, where the broker's is not wanted.
 
     Returns:
         What was seen, how much of it while messages were still sent, and what the sender did.
     """
-    service.create()
+    service.create(configuration)
     with service.running(), Watch(service, every_s) as watch:
         sender = Sender(service.address, service.transactions, stream, n, rate)
         try:
@@ -411,3 +427,30 @@ def capacity(service: Callable[[str], Service], stream: Stream, n: int) -> float
             break
         best = max(best, found)
     return best
+
+
+def capacity_beside(service: Callable[[str], Service], stream: Stream, n: int, *, alone: float, share: float) -> float:
+    """Return the capacity while a sender takes its part of machine and broker without being listened to.
+
+    Args:
+        service: Returns a service of that name, which is not started.
+        stream: What the backlog is of, and what the sender sends.
+        n: Messages in the backlog.
+        alone: Capacity with nobody sending, a second.
+        share: How much of that the sender sends.
+
+    Raises:
+        BrokerError: The sender was done first.
+    """
+    decoy = service("decoy")
+    decoy.create()
+    # Ten times as long as the backlog should take: it is stopped.
+    noise = Sender(decoy.address, decoy.transactions, stream, int(10 * share * n), share * alone)
+    try:
+        found, _ = backlog_rate(service("beside"), stream, n)
+        if noise.is_over:
+            raise BrokerError("the sender ended before the backlog did; the machine is too busy to measure on")
+    finally:
+        noise.stop()
+    decoy.remove()
+    return found
