@@ -30,6 +30,11 @@ broker looks for records less often the longer it may wait, and with 0.2 s each 
 METADATA_SECONDS = 10.0
 """How often the topic's partitions are asked for: one that is added is read so much later, 5 minutes by default."""
 
+POLL_SECONDS_MAX = 60.0
+"""How long a member of the group may go without a poll, at least, and so how long a rebalance waits for one that is
+gone. The broker strikes that one off after `session_seconds`; but one that was cut off while it started was seen to
+forget it, and with the libraries' 5 minutes nobody scored for so long."""
+
 REQUEST_SECONDS = 10.0
 """Longest wait for an answer to one question at start, such as which topics there are."""
 
@@ -228,6 +233,14 @@ def connect(settings: Settings) -> Client:
     from service.kafka_python import KafkaPythonClient
 
     return KafkaPythonClient(settings)
+
+
+def poll_interval_ms(settings: Settings) -> int:
+    """Return how long the group waits for a poll of ours: longer than an outage that is to be lived through.
+
+    At most a day, which is as long as librdkafka takes.
+    """
+    return int(1000 * min(86_400, max(POLL_SECONDS_MAX, settings.session_seconds, settings.broker_retry_seconds + 30)))
 
 
 def ensure_topics(client: Client, settings: Settings) -> None:

@@ -21,6 +21,7 @@ from service.kafka import (
     Topic,
     lost_messages,
     lost_partitions,
+    poll_interval_ms,
     shared_partitions,
 )
 from service.pipeline import Message
@@ -212,6 +213,7 @@ class ConfluentClient:
             "allow.auto.create.topics": False,
             "session.timeout.ms": int(self._settings.session_seconds * 1000),
             "heartbeat.interval.ms": int(self._settings.session_seconds * 1000 / 4),
+            "max.poll.interval.ms": poll_interval_ms(self._settings),
             "fetch.message.max.bytes": FETCH_BYTES_MAX,
             "fetch.max.bytes": FETCH_BYTES_MAX,
             "queued.max.messages.kbytes": 2 * FETCH_BYTES_MAX // 1024,

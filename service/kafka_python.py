@@ -22,6 +22,7 @@ from service.kafka import (
     Topic,
     lost_messages,
     lost_partitions,
+    poll_interval_ms,
     shared_partitions,
 )
 from service.kafka_records import Consumer, Producer
@@ -154,6 +155,7 @@ class KafkaPythonClient:
             allow_auto_create_topics=False,
             session_timeout_ms=int(self._settings.session_seconds * 1000),
             heartbeat_interval_ms=int(self._settings.session_seconds * 1000 / 4),
+            max_poll_interval_ms=poll_interval_ms(self._settings),
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
             fetch_max_bytes=FETCH_BYTES_MAX,
             fetch_max_wait_ms=int(FETCH_SECONDS * 1000),

@@ -1,8 +1,11 @@
 """What the default client does when its library fails it."""
 
+import pytest
 from kafka import errors as kafka_errors
 
+from service.kafka import poll_interval_ms
 from service.kafka_python import KafkaPythonClient, _Listener
+from service.settings import Settings
 
 
 class Unclosable:
@@ -25,3 +28,17 @@ def test_close_hides_no_error_and_closes_all() -> None:
     client.close()
 
     assert [each.n_closed for each in opened] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, 90),
+        ({"broker_retry_seconds": 0.0}, 60),
+        ({"broker_retry_seconds": 86_400.0}, 86_400),
+        ({"session_seconds": 300.0}, 300),
+    ],
+)
+def test_group_waits_for_a_poll_longer_than_an_outage_lasts(changes: dict[str, float], seconds: int) -> None:
+    """No member is struck off while it tries again, and none that is gone is waited for without end."""
+    assert poll_interval_ms(Settings(**changes)) == seconds * 1000
