@@ -88,6 +88,7 @@ lock: ## Resolve the newest versions that pyproject.toml allows into requirement
 		--quiet --output-file requirements.lock
 	@# The image's parts of it: what serves, and what builds the wheel.
 	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra confluent --extra ingest --extra sign $(LOCK_PART) --output-file deploy/image.lock
+	$(VENV)-lock/bin/uv pip compile --group pyproject.toml:validate $(LOCK_PART) --output-file tests/validators/requirements.lock
 	echo hatchling | $(VENV)-lock/bin/uv pip compile - $(LOCK_PART) --output-file deploy/build.lock
 
 clean: ## Remove the environment and everything built.
@@ -121,6 +122,8 @@ tools:
 	command -v prometheus > /dev/null && command -v promtool > /dev/null || missing="$$missing prometheus"; \
 	command -v systemd-analyze > /dev/null || missing="$$missing systemd"; \
 	$(call bring,$$missing)
+	@# Judges of what is deployed, which the demo needs not wait for.
+	@$(BIN)/python -c 'import kubernetes_validate' 2> /dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement tests/validators/requirements.lock
 
 # As root on Debian the missing packages are installed; elsewhere what needs them says so.
 define bring

@@ -6,6 +6,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import yaml
 from deploy.prometheus.configuration import configuration
 from service import settings
 from service.settings import PREFIX, Settings
-from tests import image
+from tests import image, validators
+from tests.servers import MissingServerError
 
 ROOT = image.ROOT
 DEPLOY = ROOT / "deploy"
@@ -47,6 +49,17 @@ def objects() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         for content in yaml.safe_load_all(path.read_text(encoding="utf-8")):
             yield str(path.relative_to(KUBERNETES)), content
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """Return the objects that kustomize makes of a folder."""
+    try:
+        program = validators.kustomize()
+    except MissingServerError as error:
+        pytest.skip(str(error))
+    done = subprocess.run([program, "build", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def only(kind: str) -> dict[str, Any]:
@@ -137,7 +150,7 @@ def test_settings_that_are_deployed_exist() -> None:
     named = {name for text in texts for name in re.findall(rf"\b{PREFIX}[A-Z_]*[A-Z]\b", text)}
     known = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)} | {settings.CONFIG_VARIABLE}
 
-    loaded = settings.load(config=KUBERNETES / "falconet.toml", environment={})
+    loaded = settings.load(config=KUBERNETES / "base" / "falconet.toml", environment={})
 
     assert named - known == set()
     assert loaded.bootstrap_servers == "kafka:9092"
@@ -209,6 +222,46 @@ def test_kustomizations_name_their_files() -> None:
 
         assert {name for name in named if not (path.parent / name).exists()} == set()
         assert {f.name for f in path.parent.iterdir() if f.is_file()} - named == {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize("components", [(), ("keda", "monitoring")])
+@pytest.mark.parametrize("name", ["base", "single"])
+def test_kubernetes_accepts_what_kustomize_builds(name: str, components: tuple[str, ...], tmp_path: Path) -> None:
+    """An overlay of each folder, with the components or without, holds objects that Kubernetes's schemas allow."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: `make tools`")
+    # As in a repository of the operator's: kustomize takes no absolute paths.
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    asked = {"resources": [f"../kubernetes/{name}"], "components": [f"../kubernetes/{each}" for each in components]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({**asked, "namespace": "fraud"}))
+
+    found = {content["kind"]: content for content in built(overlay)}
+    unknown = set()
+    for kind, content in found.items():
+        try:
+            schemas.validate(content, schemas.latest_version(), strict=True)
+        except schemas.SchemaNotFoundError:
+            unknown.add(kind)
+
+    assert unknown == ({"ScaledObject", "ServiceMonitor", "PrometheusRule"} if components else set())
+    assert found["StatefulSet"]["spec"]["replicas"] == {"base": 2, "single": 1}[name]
+    assert found["PersistentVolumeClaim"]["spec"]["accessModes"] == [
+        {"base": "ReadWriteMany", "single": "ReadWriteOnce"}[name]
+    ]
+    (volume,) = (each for each in found["StatefulSet"]["spec"]["template"]["spec"]["volumes"] if "configMap" in each)
+    assert volume["configMap"]["name"] == found["ConfigMap"]["metadata"]["name"]
+
+
+def test_hadolint_has_nothing_to_say_of_the_image() -> None:
+    """No rule of hadolint's is broken but those that a line of the file names."""
+    program = Path(sys.executable).parent / "hadolint"
+    if not program.exists():
+        pytest.skip("hadolint is not installed: `make tools`")
+
+    done = subprocess.run([program, "--no-color", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("", 0)
 
 
 def test_pods_are_found_by_what_selects_them() -> None:
