@@ -44,6 +44,8 @@ class Taught(NamedTuple):
     unlabelled: NDArray[np.float32]
     """Rounded."""
     unlabelled_margins: NDArray[np.float64]
+    kept: NDArray[np.int64]
+    """Places of the chosen features among the trained columns."""
 
     def lessons(
         self,
@@ -72,20 +74,11 @@ class Variant(NamedTuple):
     margins: NDArray[np.float64]
 
 
-def variants(
-    taught: Taught,
-    kept: NDArray[np.int64],
-    rows: NDArray[np.float32],
-    settings: Settings,
-    *,
-    seed: int,
-    say: Say,
-) -> list[Variant]:
+def variants(taught: Taught, rows: NDArray[np.float32], settings: Settings, *, seed: int, say: Say) -> list[Variant]:
     """Return the recipe with and without its steps.
 
     Args:
         taught: What the recipe starts from.
-        kept: Places of the chosen features among the trained columns.
         rows: Trained columns of the rows to judge by, not rounded.
         settings: The student's.
         seed: Of LightGBM.
@@ -94,8 +87,8 @@ def variants(
     cells = compact.quantise(rows)
     everything = np.arange(rows.shape[1])
 
-    def fit(lessons: Lessons, read: NDArray[np.int64], *, is_refined: bool = True) -> "Booster":
-        return distil.fit(lessons, read, settings, seed=seed, say=lambda _n, _of: None, is_refined=is_refined)
+    def fit(lessons: Lessons, kept: NDArray[np.int64], *, is_refined: bool = True) -> "Booster":
+        return distil.fit(lessons, kept, settings, seed=seed, say=lambda _n, _of: None, is_refined=is_refined)
 
     steps: list[tuple[str, Callable[[], Booster], NDArray[np.int64], NDArray[np.float32]]] = [
         (
@@ -105,26 +98,26 @@ def variants(
             rows,
         ),
         (
-            f"{len(kept)} features",
-            lambda: fit(taught.lessons(rounded=False), kept, is_refined=False),
-            kept,
+            f"{len(taught.kept)} features",
+            lambda: fit(taught.lessons(rounded=False), taught.kept, is_refined=False),
+            taught.kept,
             rows,
         ),
-        ("rounded to 16 bits", lambda: fit(taught.lessons(), kept, is_refined=False), kept, cells),
-        ("leaves estimated together: the student", lambda: fit(taught.lessons(), kept), kept, cells),
-        ("without a teacher", lambda: fit(taught.lessons(taught=False), kept), kept, cells),
-        ("without cold copies", lambda: fit(taught.lessons(cold=False), kept), kept, cells),
-        ("without unlabelled rows", lambda: fit(taught.lessons(more=False), kept), kept, cells),
+        ("rounded to 16 bits", lambda: fit(taught.lessons(), taught.kept, is_refined=False), taught.kept, cells),
+        ("leaves estimated together: the student", lambda: fit(taught.lessons(), taught.kept), taught.kept, cells),
+        ("without a teacher", lambda: fit(taught.lessons(taught=False), taught.kept), taught.kept, cells),
+        ("without cold copies", lambda: fit(taught.lessons(cold=False), taught.kept), taught.kept, cells),
+        ("without unlabelled rows", lambda: fit(taught.lessons(more=False), taught.kept), taught.kept, cells),
     ]
     if (taught.parts.account == SIMULATED).any():
-        real = ("without simulated frauds", lambda: fit(taught.lessons(simulated=False), kept))
-        steps.append((*real, kept, cells))
+        real = ("without simulated frauds", lambda: fit(taught.lessons(simulated=False), taught.kept))
+        steps.append((*real, taught.kept, cells))
 
     def make(step: tuple[str, Callable[[], "Booster"], NDArray[np.int64], NDArray[np.float32]]) -> Variant:
-        name, train, read, judged = step
+        name, train, kept, judged = step
         booster = train()
-        margins = np.asarray(booster.predict(judged[:, read], raw_score=True, num_threads=1))
-        return Variant(name, booster, _bytes(booster, is_rounded=judged is cells), len(read), margins)
+        margins = np.asarray(booster.predict(judged[:, kept], raw_score=True, num_threads=1))
+        return Variant(name, booster, _bytes(booster, is_rounded=judged is cells), len(kept), margins)
 
     # Two at a time: LightGBM leaves the interpreter to others while it grows a tree.
     with ThreadPoolExecutor(2) as pool:

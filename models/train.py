@@ -4,6 +4,7 @@ Both learn from the rows before the validation period; features, calibration and
 period is looked at once, by the report. The dates are the data folder's protocol's unless the source says otherwise.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -66,10 +67,9 @@ QUICK = Plan(
 
 
 class Learnt(NamedTuple):
-    """A booster with its margins of the rows that are tuned on, and its calibration."""
+    """A booster with its calibration."""
 
     booster: "Booster"
-    margins: NDArray[np.float64]
     slope: float
     intercept: float
 
@@ -124,16 +124,15 @@ def train(
     records = dataset.read(data)
     place = data.folder if isinstance(data, Source) else data
     held = gather(records, place, plan, simulated, seed=seed, progress=progress)
-    large = _teacher(held, plan, seed=seed, progress=progress)
+    large, kept = _prepare(held, records.cuts, plan, seed=seed, progress=progress)
     registry.write_teacher(output, large.booster, slope=large.slope, intercept=large.intercept)
-    taught = teach(held, large.booster, progress)
-    kept = choose(held, large, taught, plan, seed=seed, progress=progress)
+    taught = teach(held, large.booster, kept, progress)
     student = distil.fit(taught.lessons(), kept, plan.student, seed=seed, say=partial(progress, "student"))
     _write(output, student, held, records, plan, budget, seed=seed)
     scorer = Scorer.load(output / registry.MODEL_FILE)
     drift.write(output, _reference(scorer, held.sample.take(held.tuned), held.rows[held.tuned]))
     if not plan.is_quick:
-        _ablate(output, taught, kept, large.booster, held, records.cuts, plan, seed=seed, progress=progress)
+        _ablate(output, taught, large.booster, held, records.cuts, plan, seed=seed, progress=progress)
     result = _judge(output, held, records, plan, seed=seed, progress=progress)
     result = msgspec.structs.replace(result, training=meter.read())
     report.write(output, result)
@@ -183,28 +182,33 @@ def _check(sample: Sample, cuts: Cuts, place: Path) -> None:
                 raise InputError(f"{place}: no {kind} {period}, training needs some in each period")
 
 
-def _teacher(held: Rows, plan: Plan, *, seed: int, progress: Progress) -> Learnt:
+def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Progress) -> tuple[Learnt, NDArray[np.int64]]:
+    """Return the teacher, and the places of the student's features among the trained columns.
+
+    The choice needs labels only, so both are made at once, on a core each: LightGBM leaves the interpreter to others
+    while it grows a tree.
+    """
+    early = held.sample.time < cuts.test_start
     # Simulated rows are the student's alone: over three origins they made the teacher no better.
-    booster = teacher.fit(held.parts, plan.teacher, seed=seed, say=partial(progress, "teacher"))
+    weight, cells = teacher.weights(held.parts), compact.quantise(held.parts.rows)
+    judged = compact.quantise(held.rows[early][:, trained_columns()])
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(teacher.fit, held.parts, plan.teacher, seed=seed, say=partial(progress, "teacher"))
+        kept = selection.choose(
+            held.parts._replace(rows=cells, weight=weight),
+            held.sample.take(early),
+            judged,
+            cuts=cuts,
+            # What the teacher does not read it cannot teach.
+            among=np.flatnonzero(teacher.read_columns()),
+            n_features=compact.FEATURES_MAX,
+            seed=seed,
+            say=partial(progress, "choice of features"),
+            effort=plan.effort,
+        )
+        booster = asked.result()
     margins = _margins(booster, held.rows[held.tuned][:, trained_columns()])
-    return Learnt(booster, margins, *thresholds.calibrate(margins, held.sample.take(held.tuned)))
-
-
-def choose(
-    held: Rows, large: Learnt, taught: ablation.Taught, plan: Plan, *, seed: int, progress: Progress
-) -> NDArray[np.int64]:
-    """Return the places of the student's features among the trained columns."""
-    cells = compact.quantise(held.rows[held.tuned][:, trained_columns()])
-    return selection.choose(
-        taught.lessons(),
-        selection.Judged.of(held.sample.take(held.tuned), cells, large.margins),
-        # What the teacher does not read it cannot teach.
-        among=np.flatnonzero(teacher.read_columns()),
-        n_features=compact.FEATURES_MAX,
-        seed=seed,
-        say=partial(progress, "choice of features"),
-        effort=plan.effort,
-    )
+    return Learnt(booster, *thresholds.calibrate(margins, held.sample.take(held.tuned))), kept
 
 
 def _margins(booster: "Booster", rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -215,10 +219,11 @@ def _margins(booster: "Booster", rows: NDArray[np.float32]) -> NDArray[np.float6
 def teach(
     held: Rows,
     large: "Booster",
+    kept: NDArray[np.int64],
     progress: Progress,
     simulated_share: float = learning.SIMULATED_SHARE,
 ) -> ablation.Taught:
-    """Return what the student starts from: rows with the scores of the large model."""
+    """Return what the student starts from: rows with the scores of the large model, and the features to read."""
     progress("teacher's scores", 0, 2)
     parts = held.parts._replace(weight=teacher.weights(held.parts, cold_weight=distil.COLD_WEIGHT))
     parts = parts if held.simulated is None else learning.with_simulated(parts, held.simulated, simulated_share)
@@ -226,7 +231,7 @@ def teach(
     progress("teacher's scores", 1, 2)
     more = _margins(large, held.unlabelled) if len(held.unlabelled) else np.zeros(0)
     progress("teacher's scores", 2, 2)
-    return ablation.Taught(parts, compact.quantise(parts.rows), margins, compact.quantise(held.unlabelled), more)
+    return ablation.Taught(parts, compact.quantise(parts.rows), margins, compact.quantise(held.unlabelled), more, kept)
 
 
 def _reference(scorer: Scorer, sample: Sample, rows: NDArray[np.float32]) -> drift.Reference:
@@ -289,7 +294,7 @@ def _method(held: Rows, plan: Plan) -> dict[str, bool | int | float | str]:
         "n_simulated": 0 if held.simulated is None else len(held.simulated.rows),
         "simulated_share": learning.SIMULATED_SHARE,
         "cold_copy": learning.COLD_COPY,
-        "features": "elimination by shuffling, judged by the teacher's margins on the validation period",
+        "features": "elimination by shuffling, judged on the three quarters before the test period",
         "thresholds": "trained on the 16-bit grid",
         "leaves": "estimated together, 16 bits",
         "ridge": distil.RIDGE,
@@ -301,7 +306,6 @@ def _method(held: Rows, plan: Plan) -> dict[str, bool | int | float | str]:
 def _ablate(
     folder: Path,
     taught: ablation.Taught,
-    kept: NDArray[np.int64],
     large: "Booster",
     held: Rows,
     cuts: Cuts,
@@ -312,7 +316,7 @@ def _ablate(
 ) -> None:
     judged = held.sample.time >= cuts.validation_start
     sample, rows = held.sample.take(judged), held.rows[judged][:, trained_columns()]
-    made = ablation.variants(taught, kept, rows, plan.student, seed=seed, say=partial(progress, "ablation"))
+    made = ablation.variants(taught, rows, plan.student, seed=seed, say=partial(progress, "ablation"))
     n_bytes = len(large.model_to_string(num_iteration=-1).encode())
     scored = [("teacher", n_bytes, large.num_trees(), rows.shape[1], _margins(large, rows))]
     scored += [(v.step, v.n_bytes, v.booster.num_trees(), v.n_features, v.margins) for v in made]

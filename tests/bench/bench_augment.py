@@ -69,7 +69,7 @@ def measure(data: Path, folder: Path) -> Found:
         lines = []
         for share in SHARES:
             simulated = teaching if share else None
-            lessons = train.teach(held._replace(simulated=simulated), large, say, share).lessons()
+            lessons = train.teach(held._replace(simulated=simulated), large, kept, say, share).lessons()
             found: dict[str, list[float]] = {}
             for seed in SEEDS:
                 student = distil.fit(lessons, kept, distil.STUDENT, seed=seed, say=lambda _n, _of: None)

@@ -59,11 +59,9 @@ class Frontier(measured.Frontier, frozen=True, kw_only=True):
 class Bench:
     """The lessons, and the rows that points are judged by."""
 
-    def __init__(
-        self, taught: Taught, kept: NDArray[np.int64], sample: Sample, rows: Rows, version: compact.Artifact
-    ) -> None:
+    def __init__(self, taught: Taught, sample: Sample, rows: Rows, version: compact.Artifact) -> None:
         self.version = version
-        self.kept = kept
+        self.kept = taught.kept
         self.lessons = taught.lessons()
         self.read = np.ascontiguousarray(self.lessons.rows[:, self.kept])
         self.margins = np.concatenate([taught.margins, taught.unlabelled_margins])
@@ -163,8 +161,8 @@ def measure(data: Path, folder: Path) -> Frontier:
     with progress() as say:
         records = dataset.read(data)
         held = train.gather(records, data, train.FULL, simulated_rows(SEED), seed=SEED, progress=say)
-        taught = train.teach(held, registry.Teacher.load(folder).booster, say)
-        bench = Bench(taught, kept, held.sample.take(held.tuned), held.rows[held.tuned], version)
+        taught = train.teach(held, registry.Teacher.load(folder).booster, kept, say)
+        bench = Bench(taught, held.sample.take(held.tuned), held.rows[held.tuned], version)
         makers: list[Callable[[], Point]] = [lambda size=size: bench.trees(*size) for size in TREES]
         makers += [lambda size=size: bench.oblivious(*size) for size in OBLIVIOUS]
         makers += [lambda layers=layers: bench.network(layers) for layers in NETWORKS]

@@ -5,42 +5,39 @@ import pytest
 
 from features import schema
 from models import selection
-from models.dataset import BACKGROUND, Sample
-from models.distil import Lessons, probability
-from models.selection import Judged
+from models.dataset import CUTS, Sample
+from models.learning import Parts
 from tests.boosters import drawn_rows, trained
 
-EFFORT = selection.Effort(n_models=2, n_trees=20, every=1, many=4, few=4)
+EFFORT = selection.Effort(n_draws=2, n_trees=20, every=1, many=4, few=4)
 
 
 def silent(_n_done: int, _n: int) -> None:
     """Take no notice."""
 
 
-def drawn(*, seed: int = 1) -> tuple[Lessons, Judged]:
-    """Return rows whose teacher reads columns 2 and 5, and 7 is 2 once more with a little noise."""
+def drawn(*, seed: int = 1) -> tuple[Parts, Sample, np.ndarray]:
+    """Return rows over a year and a half of which columns 2 and 5 tell, and 7 is 2 once more with a little noise."""
     rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(6_000, 12)).astype(np.float32)
-    rows[:, 7] = rows[:, 2] + rng.normal(size=len(rows)) / 10
-    margins = 2.0 * (rows[:, 2] + rows[:, 5]).astype(np.float64)
-    learnt, judged = slice(4_000), slice(4_000, None)
-    lessons = Lessons(rows[learnt], probability(margins[learnt]), np.ones(4_000))
-    return lessons, Judged(rows[judged], margins[judged], np.full(2_000, 1 / 2_000))
+    n = 4_000
+    rows = rng.normal(size=(n, 12)).astype(np.float32)
+    is_phishing = rows[:, 2] + rows[:, 5] + rng.normal(size=n) / 2 > 0
+    rows[:, 7] = rows[:, 2] + rng.normal(size=n) / 10
+    time = np.sort(rng.integers(CUTS.test_start - 540 * 86_400, CUTS.test_start, size=n))
+    account = rng.integers(300, size=n)
+    no = np.zeros(n, dtype=np.bool_)
+    sample = Sample(np.arange(n), time, account, np.zeros(n, np.int64), is_phishing, np.full(n, "A"), no)
+    learnt = time < CUTS.validation_start
+    parts = Parts(rows[learnt], is_phishing[learnt], np.ones(learnt.sum()), account[learnt], time[learnt], no[learnt])
+    return parts, sample, rows
 
 
-def choose(lessons: Lessons, judged: Judged, *, n_features: int, seed: int = 1) -> list[int]:
+def choose(parts: Parts, sample: Sample, rows: np.ndarray, *, n_features: int, seed: int = 1) -> list[int]:
     """Return the kept places."""
     kept = selection.choose(
-        lessons, judged, among=np.arange(12), n_features=n_features, seed=seed, say=silent, effort=EFFORT
+        parts, sample, rows, cuts=CUTS, among=np.arange(12), n_features=n_features, seed=seed, say=silent, effort=EFFORT
     )
     return kept.tolist()
-
-
-def labelled(account: list[int]) -> Sample:
-    """Return rows of these accounts."""
-    n = len(account)
-    no, zeros = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
-    return Sample(np.arange(n), zeros, np.array(account), zeros, no, np.full(n, "A"), no)
 
 
 def test_what_tells_is_kept() -> None:
@@ -68,18 +65,12 @@ def test_walked_trees_give_what_lightgbm_gives() -> None:
     assert trees.asks.shape == (15, rows.shape[1])
 
 
-def test_rows_of_one_account_weigh_less() -> None:
-    """By the root of their number; and all of the background has a tenth of the labelled rows' weight."""
-    weight = Judged.of(labelled([1, 1, 1, 1, 2, BACKGROUND, BACKGROUND]), np.zeros((7, 1)), np.zeros(7)).weight
+def test_figures_are_those_of_the_definitions() -> None:
+    """ROC AUC is the share of pairs in order, average precision the mean precision at each caught row."""
+    is_phishing = np.array([True, False, True, True, False, False])
+    weight = np.array([1.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    figures = np.zeros((1, 3))
 
-    assert weight.sum() == pytest.approx(1)
-    assert weight[:5] / weight[4] == pytest.approx([0.5, 0.5, 0.5, 0.5, 1])
-    assert weight[5:].sum() / weight[:5].sum() == pytest.approx(selection.BACKGROUND_WEIGHT)
+    selection._figures(is_phishing, weight, np.ones((1, 6), dtype=np.bool_), np.array([0.1, 0.5]), figures)
 
-
-def test_distance_is_bounded() -> None:
-    """Margins beyond the bound are alike, on either side."""
-    judged = Judged(np.zeros((3, 1)), np.array([0.0, 9.0, -100.0]), np.array([0.5, 0.25, 0.25]))
-
-    assert judged.distance(np.array([2.0, 50.0, -7.0])) == pytest.approx(0.5 * 2.0**2)
-    assert judged.distance(np.array([0.0, -7.0, -6.0])) == pytest.approx(0.25 * 12.0**2)
+    assert figures[0] == pytest.approx([(1 * 2 + 3 + 3) / 12, np.mean([1, 2 / 4, 3 / 5]), np.mean([1 / 3, 3 / 3])])
