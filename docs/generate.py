@@ -158,7 +158,7 @@ def sizing_table() -> str:
     """Return what a service of some sizes takes: speed and base as measured, the rest from what a table holds."""
     measured = msgspec.json.decode(FIGURES.read_bytes(), type=bench.Report)
     figures = {figure.name: figure for figure in measured.figures}
-    program = figures["resident memory with 100,000 accounts, shadow model loaded"].value * 2**20
+    program = figures["resident memory with 100,000 accounts, shadow model loaded"].value * 1e6
     speeds = [
         (f"`{client}`", f"{bench.plain(figures[f'exactly once through Kafka, {client}'].value)} tx/s")
         for client in settings.KAFKA_CLIENTS
@@ -262,7 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recovery": lambda: measured_table(RECOVERY, "python -m tests.bench.bench_recovery --json docs/recovery.json"),
     "chaos": chaos_table,
     "overload": lambda: load_table(OVERLOAD, "make overload"),
-    "soak": lambda: load_table(SOAK, "make soak"),
+    "soak": lambda: load_table(SOAK, "make soak SOAK_ARGS='--minutes 20'"),
     "quality": quality_table,
     "sizing": sizing_table,
     "transaction": lambda: record_table(transaction.Transaction),

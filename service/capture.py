@@ -2,7 +2,7 @@
 
 A fork shares memory page by page until one side writes to it, so the child sees one moment of all arrays and the
 stream waits only for the fork itself. The child has one thread, and it does nothing but write the file and exit: it
-takes no lock that another thread may have held, logs nothing, and talks to nobody. docs/adr/0007 says why.
+takes no lock that another thread may have held, logs nothing, and talks to nobody. docs/adr/0009 says why.
 """
 
 import contextlib
@@ -23,6 +23,9 @@ from service.snapshot import Header, Offsets, Part, Stream
 
 WRITE_SECONDS_MAX = 300.0
 """A child that writes for longer hangs on its disk and is killed: 336 MB of 1 million accounts take 1 s."""
+
+KILL_SECONDS_MAX = 1.0
+"""Waited for a killed child to be gone; one that its disk holds longer is left to the system."""
 
 log = logging.getLogger("falconet.capture")
 
@@ -150,8 +153,11 @@ class Snapshots:
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+    # A child that waits for a disk does not die before the disk answers: the stream must not wait with it.
+    given_up_s = time.monotonic() + KILL_SECONDS_MAX
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < given_up_s:
+            time.sleep(0.001)
 
 
 def _write_and_exit(path: Path, header: Header, parts: Sequence[Part]) -> NoReturn:

@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
@@ -35,9 +36,29 @@ Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="T
 Bootstrap = Annotated[
     str | None, typer.Option("--bootstrap-servers", metavar="HOST:PORT,…", help="Kafka brokers to ask first.")
 ]
+
+
+def _without_key(urls: list[str] | None) -> list[str] | None:
+    """Refuse what may be a provider's key: other users of the machine see a command line."""
+    for url in urls or ():
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.path.strip("/") or parts.query:
+            host = parts.netloc.rpartition("@")[2]
+            raise UsageError(
+                f"--rpc of {host!r} holds more than host and port, which may be a key and would show in the list of "
+                f"processes; set {settings.PREFIX}RPC_URLS or rpc_urls in the settings file instead"
+            )
+    return urls
+
+
 Rpc = Annotated[
     list[str] | None,
-    typer.Option("--rpc", metavar="URL", help="A chain's node; may be given again. WebSocket URLs tell of heads."),
+    typer.Option(
+        "--rpc",
+        metavar="URL",
+        callback=_without_key,
+        help="A chain's node, host and port alone; may be given again. WebSocket URLs tell of heads.",
+    ),
 ]
 
 Form = Literal["parquet", "jsonl"]

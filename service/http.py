@@ -230,7 +230,7 @@ class Server:
         """Stop serving and free the port."""
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._aio).result(START_SECONDS_MAX)
         self._aio.call_soon_threadsafe(self._aio.stop)
-        self._thread.join()
+        self._thread.join(START_SECONDS_MAX)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._aio)

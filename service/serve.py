@@ -139,7 +139,7 @@ class Service:
             built = self._build(stack)
             pipeline = self._pipeline = built.pipeline
             self._serve_http(stack)
-            with progress() as tell:
+            with progress(_log_progress) as tell:
                 recovery = self._recovery = Recovery(self._settings, pipeline, self.metrics, tell=tell)
                 client = self._take_place(stack, recovery)
                 self._loop = None if client is None else self._restore(client, pipeline, recovery, built.shadow)
@@ -313,6 +313,10 @@ class Service:
             self._stop.wait(ALARM_SECONDS)
             raise
         _save(loop, snapshots)
+
+
+def _log_progress(stage: str, n_done: int, n: int) -> None:
+    log.info("recovering stage=%s n_done=%d n=%d", stage, n_done, n)
 
 
 def _save(loop: Loop, snapshots: Snapshots) -> None:

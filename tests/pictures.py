@@ -80,24 +80,26 @@ def answers(panel: dict[str, Any], ask: Ask, started_s: float) -> list[Answer]:
 def told(value: float, unit: str) -> str:
     """Return a value as Grafana tells it in a unit.
 
-    >>> told(0.0000021, "s"), told(27816, "bytes"), told(0.031, "percentunit"), told(1500, "cps")
-    ('2.1 µs', '27.2 KiB', '3.1 %', '1.5 k/s')
+    >>> told(0.0000021, "s"), told(27816, "bytes"), told(0.031, "percentunit"), told(999.7, "cps")
+    ('2.1 µs', '27.2 KiB', '3.1 %', '1 k/s')
     """
     if not math.isfinite(value):
         return "–"
+    # Compared as it is told: 999.7 is a thousand.
+    rounded = abs(float(f"{value:.3g}"))
     if unit == "s":
         for size, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-            if abs(value) >= size:
+            if rounded >= size:
                 return f"{value / size:.3g} {name}"
         return "0 s" if value == 0 else f"{value / 1e-9:.3g} ns"
     if unit == "bytes":
         for size, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-            if abs(value) >= size:
+            if rounded >= size * 1000 / 1024:
                 return f"{value / size:.3g} {name}"
         return f"{value:.3g} B"
     if unit == "percentunit":
         return f"{100 * value:.3g} %"
-    size, name = next(((s, n) for s, n in ((1e6, " M"), (1e3, " k")) if abs(value) >= s), (1.0, ""))
+    size, name = next(((s, n) for s, n in ((1e6, " M"), (1e3, " k")) if rounded >= s), (1.0, ""))
     text = f"{value / size:.3g}{name}"
     return f"{text}/s" if unit == "cps" else text
 

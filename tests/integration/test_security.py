@@ -135,6 +135,26 @@ def holds_secret(text: str, *files: Path) -> bool:
     return any(secret in text for secret in secrets)
 
 
+@pytest.mark.parametrize(
+    ("door", "said"),
+    [
+        pytest.param(lambda k: k.tls(secured.EXPIRED), "certificate has expired", id="expired-broker"),
+        pytest.param(lambda k: k.mutual(k.client_expired), "certificate has expired", id="expired-client"),
+        pytest.param(lambda k: k.mutual(k.stranger), "refuses the TLS connection", id="foreign-client"),
+    ],
+)
+def test_serve_with_a_certificate_that_is_not_accepted_fails(
+    world: World, locked: Locked, door: Doors, said: str
+) -> None:
+    """Exit code 1 and one line that says why."""
+    done = run("serve", environment=environment(world, door(locked)))
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("falconet: Kafka at ")
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["serve", "check", "export"])
 def test_command_with_a_wrong_password_fails_and_keeps_it(
     world: World, locked: Locked, command: str, tmp_path: Path

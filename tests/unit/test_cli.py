@@ -30,6 +30,9 @@ def falconet(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         (["check", "--offline"], {"FALCONET_ACCOUNTS_MAXX": "1"}, "FALCONET_ACCOUNTS_MAXX"),
         (["check", "--offline"], {"FALCONET_CHAIN_ID": "-1"}, "FALCONET_CHAIN_ID is -1"),
         (["check", "--offline", "--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+        (["check", "--offline", "--rpc", "https://node.example/v3/hunter2"], {}, "'node.example' holds more than"),
+        (["ingest", "--rpc", "http://node:8545", "--rpc", "wss://me:hunter2@node:8546"], {}, "'node:8546' holds more"),
+        (["ingest", "--rpc", "https://node.example?key=hunter2"], {}, "set FALCONET_RPC_URLS"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], environment: dict[str, str], told: str) -> None:
@@ -39,6 +42,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], environment: dict[str, st
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
     assert done.stdout == ""
 
 

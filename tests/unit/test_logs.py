@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service import logs
+from models.progress import progress
+from service import logs, serve
 from service.settings import Settings
 from tests.fakes import FakeKafka
 from tests.unit.test_reorg import make_loop, make_pipeline
@@ -39,6 +40,20 @@ def logged(form: logs.Form, *calls: tuple[str, *tuple[object, ...]]) -> list[str
         for text, *values in calls:
             log.info(text, *values)
     return stream.getvalue().splitlines()
+
+
+def test_progress_of_a_start_is_lines_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """A collector reads objects alone: nothing else goes to standard error."""
+    with begun("json") as stream, progress(serve._log_progress) as tell:
+        for n_done in (0, 50, 100):
+            tell("snapshot bytes", n_done, 100)
+
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(each["event"], each["stage"], each["n_done"], each["n"]) for each in found] == [
+        ("recovering", "snapshot bytes", 0, 100),
+        ("recovering", "snapshot bytes", 100, 100),
+    ]
+    assert capsys.readouterr().err == ""
 
 
 def test_json_line_has_event_and_fields() -> None:

@@ -56,6 +56,8 @@ def test_values_are_told_in_their_unit() -> None:
     more = [
         pictures.told(*each) for each in ((0.031, "percentunit"), (1500, "cps"), (2e6, "short"), (float("nan"), "s"))
     ]
+    on_edges = [pictures.told(*each) for each in ((999.7, "cps"), (0.9996, "s"), (1_048_000, "bytes"))]
 
     assert told == ["2.1 µs", "0 s", "0.3 ns", "27.2 KiB", "5 B"]
     assert more == ["3.1 %", "1.5 k/s", "2 M", "–"]
+    assert on_edges == ["1 k/s", "1 s", "0.999 MiB"]
