@@ -128,7 +128,7 @@ def measured_table(path: Path, command: str) -> str:
     measured = msgspec.json.decode(path.read_bytes(), type=bench.Report)
     rows = [
         (
-            figure.name,
+            figure.name + (f" (at `{figure.commit}`)" if figure.commit else ""),
             f"{bench.plain(figure.value)} {figure.unit}",
             "" if figure.low == figure.high else f"{bench.plain(figure.low)} to {bench.plain(figure.high)}",
             figure.target,

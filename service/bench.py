@@ -3,6 +3,7 @@
 Machines are shared and noisy, so figures that are compared come from alternating rounds of one run.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -54,6 +55,9 @@ class Figure(Struct, frozen=True):
 
     target: str = ""
     """What it must reach, as a comparison."""
+
+    commit: str = ""
+    """Where it was measured, if not at the report's own commit."""
 
     def line(self) -> str:
         """Return the figure as one line of text."""
@@ -115,8 +119,14 @@ def update(found: Sequence[Figure], path: Path) -> None:
     if path.exists():
         measured = {figure.name for figure in found}
         before = msgspec.json.decode(path.read_bytes(), type=Report)
-        kept = [figure for figure in before.figures if figure.name not in measured]
-    write(of_now([*kept, *found]), path)
+        kept = [
+            msgspec.structs.replace(figure, commit=figure.commit or before.commit)
+            for figure in before.figures
+            if figure.name not in measured
+        ]
+    now = of_now([])
+    kept = [msgspec.structs.replace(figure, commit="") if figure.commit == now.commit else figure for figure in kept]
+    write(msgspec.structs.replace(now, figures=[*kept, *found]), path)
 
 
 def in_process(settings: Settings, *, quick: bool) -> Iterator[Figure]:
@@ -245,8 +255,12 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
+@functools.cache
 def commit() -> str:
-    """Return the checkout's commit, marked where files differ from it; `unknown` outside a checkout."""
+    """Return the checkout's commit, marked where files differ from it; `unknown` outside a checkout.
+
+    It is that of the first call: a report that is written on the way makes no other program of this one.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

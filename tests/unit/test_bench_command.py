@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from features.errors import InputError
+from service import bench
 from service.settings import DATA_VARIABLE
 from tests.bench import command
 
@@ -49,3 +51,20 @@ def test_error_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch, caps
 
     assert command.run(command.parser(None), refuse) == 1
     assert capsys.readouterr().err == "bench_some: here: is no folder\n"
+
+
+def test_a_figure_that_is_kept_says_where_it_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report of several runs names one commit; what was not measured again is not claimed for it."""
+    path = tmp_path / "report.json"
+
+    def measured(commit: str, **values: float) -> dict[str, tuple[float, str]]:
+        monkeypatch.setattr(bench, "commit", lambda: commit)
+        bench.update([bench.figure(name, [value], "s") for name, value in values.items()], path)
+        report = msgspec.json.decode(path.read_bytes(), type=bench.Report)
+        assert report.commit == commit
+        return {figure.name: (figure.value, figure.commit) for figure in report.figures}
+
+    assert measured("one", a=1.0, b=2.0) == {"a": (1.0, ""), "b": (2.0, "")}
+    assert measured("two", b=3.0) == {"a": (1.0, "one"), "b": (3.0, "")}
+    assert measured("three", c=4.0) == {"a": (1.0, "one"), "b": (3.0, "two"), "c": (4.0, "")}
+    assert measured("two", a=5.0) == {"a": (5.0, ""), "b": (3.0, ""), "c": (4.0, "three")}
