@@ -5,7 +5,7 @@ import pytest
 
 from features import schema
 from models import selection
-from models.dataset import CUTS, Sample
+from models.dataset import BACKGROUND, CUTS, Sample
 from models.learning import Parts
 from tests.boosters import drawn_rows, trained
 
@@ -50,6 +50,23 @@ def test_what_tells_is_kept() -> None:
 def test_choice_is_the_same_for_a_seed() -> None:
     """Models and shuffles are drawn from the seed alone."""
     assert choose(*drawn(), n_features=4) == choose(*drawn(), n_features=4)
+
+
+def test_no_fold_learns_from_the_accounts_it_is_judged_by() -> None:
+    """Each row of the judged year is judged once, by models that never saw its account; background is always learnt."""
+    parts, sample, rows = drawn()
+    parts.account[:40] = BACKGROUND
+    start = CUTS.test_start - selection.JUDGED_DAYS * 86_400
+
+    folds = selection._folds(parts, sample, rows, CUTS, every=1, seed=1)
+
+    judged = [set(sample.account[np.isin(rows[:, 0], fold.rows[:, 0])]) for fold in folds]
+    assert len(folds) == selection.N_FOLDS
+    assert sum(len(fold.rows) for fold in folds) == (sample.time >= start).sum()
+    for fold, accounts in zip(folds, judged, strict=True):
+        assert accounts
+        assert not accounts & set(fold.learnt.account.tolist())
+        assert (fold.learnt.account == BACKGROUND).sum() == 40
 
 
 def test_walked_trees_give_what_lightgbm_gives() -> None:
