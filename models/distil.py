@@ -28,13 +28,12 @@ STUDENT: Settings = {
     "max_depth": compact.DEPTH_MAX,
     "min_data_in_leaf": 100,
     "feature_fraction": 0.5,
-    "lambda_l2": 5.0,
+    "lambda_l2": 50.0,
 }
 """180 trees of 16 leaves take 141 bytes each, 25 KB, which leaves room for the header and for fine-tuning's.
 
-Half the learning rate, ten times the ridge and half the label's share kept 0.9974 of the teacher's average precision,
-not 0.9967, when learnt before 2017-10 and judged over the year after; on the validation period they lost 0.0015 of ROC
-AUC and 0.03 of recall at 1 % of false positives, so they stayed out."""
+The ridge of 50, in the place of 5, gained 0.0005 of ROC AUC and 0.0008 of average precision on validation with either
+of two choices of features; what else was tried stands in docs/student-search.md."""
 
 LABEL_SHARE = 0.5
 """Of a labelled row's target; the rest is the teacher's probability. Validation ROC AUC, mean of four seeds, by this

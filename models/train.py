@@ -124,7 +124,7 @@ def train(
     records = dataset.read(data)
     place = data.folder if isinstance(data, Source) else data
     held = gather(records, place, plan, simulated, seed=seed, progress=progress)
-    large, kept = _prepare(held, records.cuts, plan, seed=seed, progress=progress)
+    large, kept = prepare(held, records.cuts, plan, seed=seed, progress=progress)
     registry.write_teacher(output, large.booster, slope=large.slope, intercept=large.intercept)
     taught = teach(held, large.booster, kept, progress)
     student = distil.fit(taught.lessons(), kept, plan.student, seed=seed, say=partial(progress, "student"))
@@ -182,7 +182,7 @@ def _check(sample: Sample, cuts: Cuts, place: Path) -> None:
                 raise InputError(f"{place}: no {kind} {period}, training needs some in each period")
 
 
-def _prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Progress) -> tuple[Learnt, NDArray[np.int64]]:
+def prepare(held: Rows, cuts: Cuts, plan: Plan, *, seed: int, progress: Progress) -> tuple[Learnt, NDArray[np.int64]]:
     """Return the teacher, and the places of the student's features among the trained columns.
 
     The choice needs labels only, so both are made at once, on a core each: LightGBM leaves the interpreter to others
