@@ -9,7 +9,7 @@ from features.errors import ArtifactError
 from models import gate
 from models.evaluate import Estimate
 from models.gate import Cost, Evaluated
-from tests.registries import TEST_SETS, judged, judgement, write_evaluation
+from tests.registries import TEST_SETS, estimate, judged, judgement, write_evaluation
 
 CHAMPION = judged("a" * 64, gain=0.9, alarms=0.1)
 WITHIN = Cost(n_bytes=32 * 1024, n_features=24, batch_us=0.3, single_us=5.0)
@@ -36,6 +36,26 @@ def test_every_figure_beyond_the_interval_is_a_reason() -> None:
     assert len(alarms) == 3
     assert gains[0] == "ROC AUC, all: 0.8799, below the champion's interval [0.8800, 0.9200] around 0.9000"
     assert "alerts on background at 50% recall on new phishing: 0.1201, above the champion's" in alarms[2]
+
+
+def test_recall_at_less_than_one_normal_row_decides_nothing() -> None:
+    """0.1 % of 999 normal rows cannot be told; 1 % of them can, and 0.1 % of 1,000 too."""
+    rankings = [
+        msgspec.structs.replace(row, n_rows=2_000, share_phishing=share)
+        for row, share in zip(CHAMPION.rankings, (0.5, 0.5005), strict=True)
+    ]
+    low = estimate(0.5)
+    worse = [msgspec.structs.replace(row, recall_at_1_percent=low, recall_at_01_percent=low) for row in rankings]
+    champion = msgspec.structs.replace(CHAMPION, rankings=rankings)
+    candidate = msgspec.structs.replace(CHAMPION, rankings=worse, digest="b" * 64)
+
+    reasons = gate.quality(evaluated(candidate), evaluated(champion))
+
+    assert [reason.split(":")[0] for reason in reasons] == [
+        f"recall at 1 % FPR, {TEST_SETS[0]}",
+        f"recall at 0.1 % FPR, {TEST_SETS[0]}",
+        f"recall at 1 % FPR, {TEST_SETS[1]}",
+    ]
 
 
 def test_unknown_figure_does_not_pass() -> None:
