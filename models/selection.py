@@ -52,7 +52,7 @@ FEW = 40
 
 
 class Effort(NamedTuple):
-    """How thoroughly is chosen: 84 to 24 features take 19 rounds and 180 s of one core, or 4 and 8 s, each time."""
+    """How thoroughly is chosen: 87 to 24 features take 19 rounds and 180 s of one core, or 4 and 8 s, each time."""
 
     n_draws: int = 4
     """Eliminations, of which the best is kept."""
