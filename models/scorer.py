@@ -2,10 +2,11 @@
 
 Each row's features become 16-bit keys once; from there on all is integers. A block of rows takes every split of every
 tree, leaves first: a split's value for a row is the right child's value where the key is above the threshold, else the
-left child's. Nothing is looked up and nothing branches on the data, so the compiler makes vectors of 32 rows of it:
-15 comparisons and 15 blends a tree, where a walk from the root makes some five dependent loads a row.
+left child's. Nothing is looked up and nothing branches on the data, so the compiler makes vectors of 16 or 32 rows of
+it: 15 comparisons and 15 blends a tree, where a walk from the root makes some five dependent loads a row. A split of
+two leaves is taken together with its parent and never stored.
 
-A row alone has no such company. It walks all trees abreast, level after level, one gather for every 16 trees.
+A row alone has no such company. It walks all trees abreast, level after level, so that no load waits for the last.
 
 Both sum the same integers, so a row's margin is the same bits alone, in any batch and on any machine.
 """
@@ -18,16 +19,16 @@ from numpy.typing import NDArray
 
 from features import kernel, schema
 from features.accounts import Accounts
-from features.compiled import compiled
+from features.compiled import compiled, inlined
 from features.errors import ArtifactError
 from features.table import Table
 from models.clock import monotonic_ns
 from models.compact import DEPTH_MAX, LEAVES_MAX, Artifact, Trees, read
 from models.explain import Reason, Shapley, sentence
 
-BLOCK_ROWS = 256
-"""Rows scored together: 48 columns and 16 split values of 256 rows are 33 KB, which fit a 48 KiB cache. On an AMD EPYC,
-100 trees of 16 leaves took 0.091 µs a row in blocks of 128, 0.076 in 256 and 0.072 in 512 (2026-11-22)."""
+BLOCK_ROWS = 512
+"""Rows scored together: each split's loop starts anew for every block. On an Intel Xeon with 48 KiB of first cache, 180
+trees of 16 leaves took 1.2 times as long in blocks of 128 as in 256, and 0.9 times in 512 (2026-11-23)."""
 ALONE_MAX = 16
 """Up to so many rows walk one by one: a block of 32 rows costs as much as some 16 walks."""
 
@@ -35,8 +36,8 @@ _LANES = 32
 """A block is filled up to whole vectors of 16-bit numbers; the compiler's loop for the rest takes a row at a time."""
 _NODES = 2 * LEAVES_MAX
 
-# Which children of a split are splits: values are read, leaves are at hand.
-_BOTH_LEAVES, _LEFT_LEAF, _RIGHT_LEAF, _NO_LEAF = 0, 1, 2, 3
+# What a split's child is: a leaf, a split of two leaves, or a split whose values stand in `lanes`.
+_LEAF, _PAIR, _VALUES = 0, 1, 2
 
 
 class Model(NamedTuple):
@@ -66,13 +67,15 @@ class _Layout(NamedTuple):
     """Of each column: place in the feature row, and the key of NaN in the upper half: 0 goes left everywhere, 0xFFFF
     right."""
     program: NDArray[np.uint16]
-    """Of each split, children before parents, shape (n_splits, 6): column, threshold, left and right (a leaf's value or
-    the split's place in the tree), its own place, and which children are leaves."""
-    n_splits: NDArray[np.uint8]
-    """Of each tree that has any."""
+    """Of each split that is no pair, children before parents, shape (n_steps, 12): where its keys start in `lanes`, its
+    threshold, where its values go, which children it has (3 * left + right), then each child as four numbers. A leaf is
+    0, 0, its value, 0; a pair is the start of its keys, its threshold, its lower and upper leaf; values are their start
+    and zeros."""
+    n_steps: NDArray[np.uint8]
+    """Of each tree that has splits."""
     nodes: NDArray[np.uint32]
     """Of each tree _NODES of threshold, left child and column in 16, 8 and 8 bits. A right child follows its left
-    sibling; a leaf leads to itself. Then the leaves' values, as int32 bits, in the same places."""
+    sibling. A leaf holds its value, itself and the column after the last, whose key is 0 and above nothing."""
     constant: int
     """Sum of the trees that are a leaf alone."""
     scale: float
@@ -89,87 +92,124 @@ def _key(value: Any, unknown: Any) -> Any:
     return unknown if is_unknown else ordered >> np.uint32(16)
 
 
+@inlined
+def _child(lanes: Any, kind: Any, start: Any, threshold: Any, low: Any, high: Any) -> Any:
+    """Return one row's value of a child; `start` is already the row's."""
+    if kind == _LEAF:
+        return low
+    if kind == _PAIR:
+        return high if lanes[start] > threshold else low
+    return lanes[start]
+
+
+@inlined
+def _take(lanes: Any, split: Any, left: Any, right: Any, left_kind: Any, right_kind: Any, n: Any) -> None:
+    """Take one split for n rows. Both children come before the blend: a read inside of it would be a branch."""
+    keys, threshold, out = split
+    left_start, left_threshold, left_low, left_high = left
+    right_start, right_threshold, right_low, right_high = right
+    for r in range(n):
+        below = _child(lanes, left_kind, left_start + r, left_threshold, left_low, left_high)
+        above = _child(lanes, right_kind, right_start + r, right_threshold, right_low, right_high)
+        lanes[out + r] = above if lanes[keys + r] > threshold else below
+
+
 @compiled
-def _split_block(program: Any, n_splits: Any, lanes: Any, sums: Any, n: Any) -> None:
+def _split_block(program: Any, n_steps: Any, lanes: Any, sums: Any, n: Any) -> None:
     """Add to each of n rows' sums the leaves it reaches; `lanes` holds the keys, then the splits' values.
 
-    Unsigned indices keep numba from testing for negative ones. Both children are read before the blend: a read inside
-    of it would be a branch.
+    Each combination of children has a loop of its own. Unsigned indices keep numba from testing for negative ones.
     """
-    values = np.uint64(lanes.shape[0] - LEAVES_MAX * BLOCK_ROWS)
+    root = np.uint64(lanes.shape[0] - LEAVES_MAX * BLOCK_ROWS)
     i = np.uint64(0)
-    for tree in range(np.uint64(n_splits.shape[0])):
-        for _ in range(n_splits[tree]):
-            key = np.uint64(program[i, 0]) * np.uint64(BLOCK_ROWS)
-            threshold, low, high = program[i, 1], program[i, 2], program[i, 3]
-            left = values + np.uint64(low) * np.uint64(BLOCK_ROWS)
-            right = values + np.uint64(high) * np.uint64(BLOCK_ROWS)
-            out = values + np.uint64(program[i, 4]) * np.uint64(BLOCK_ROWS)
-            kind = program[i, 5]
-            if kind == _BOTH_LEAVES:
-                for r in range(n):
-                    lanes[out + r] = high if lanes[key + r] > threshold else low
-            elif kind == _LEFT_LEAF:
-                for r in range(n):
-                    above = lanes[right + r]
-                    lanes[out + r] = above if lanes[key + r] > threshold else low
-            elif kind == _RIGHT_LEAF:
-                for r in range(n):
-                    below = lanes[left + r]
-                    lanes[out + r] = high if lanes[key + r] > threshold else below
+    for tree in range(np.uint64(n_steps.shape[0])):
+        for _ in range(n_steps[tree]):
+            split = np.uint64(program[i, 0]), program[i, 1], np.uint64(program[i, 2])
+            kinds = program[i, 3]
+            left = np.uint64(program[i, 4]), program[i, 5], program[i, 6], program[i, 7]
+            right = np.uint64(program[i, 8]), program[i, 9], program[i, 10], program[i, 11]
+            if kinds == 3 * _LEAF + _LEAF:
+                _take(lanes, split, left, right, _LEAF, _LEAF, n)
+            elif kinds == 3 * _LEAF + _PAIR:
+                _take(lanes, split, left, right, _LEAF, _PAIR, n)
+            elif kinds == 3 * _LEAF + _VALUES:
+                _take(lanes, split, left, right, _LEAF, _VALUES, n)
+            elif kinds == 3 * _PAIR + _LEAF:
+                _take(lanes, split, left, right, _PAIR, _LEAF, n)
+            elif kinds == 3 * _PAIR + _PAIR:
+                _take(lanes, split, left, right, _PAIR, _PAIR, n)
+            elif kinds == 3 * _PAIR + _VALUES:
+                _take(lanes, split, left, right, _PAIR, _VALUES, n)
+            elif kinds == 3 * _VALUES + _LEAF:
+                _take(lanes, split, left, right, _VALUES, _LEAF, n)
+            elif kinds == 3 * _VALUES + _PAIR:
+                _take(lanes, split, left, right, _VALUES, _PAIR, n)
             else:
-                for r in range(n):
-                    above, below = lanes[right + r], lanes[left + r]
-                    lanes[out + r] = above if lanes[key + r] > threshold else below
+                _take(lanes, split, left, right, _VALUES, _VALUES, n)
             i += np.uint64(1)
         for r in range(n):
-            sums[r] += np.uint32(np.int32(np.int16(lanes[values + r])))
+            sums[r] += np.uint32(np.int32(np.int16(lanes[root + r])))
 
 
 @compiled
 def _score_block(
-    rows: Any, start: Any, n: Any, columns: Any, program: Any, n_splits: Any, lanes: Any, sums: Any
+    rows: Any, start: Any, n: Any, columns: Any, program: Any, n_steps: Any, lanes: Any, sums: Any
 ) -> None:
     n = np.uint64(n)
+    last = np.uint64(0xFFFF)
     for c in range(np.uint64(columns.shape[0])):
         feature, unknown = np.uint64(columns[c] & np.uint32(0xFFFF)), columns[c] >> np.uint32(16)
-        for r in range(n):
-            lanes[c * np.uint64(BLOCK_ROWS) + r] = np.uint16(_key(rows[np.uint64(start) + r, feature], unknown))
+        keys = c * np.uint64(BLOCK_ROWS)
+        if feature == last:
+            # No number has the key 0: it is a NaN that goes left everywhere, and here right.
+            other = keys - np.uint64(BLOCK_ROWS)
+            for r in range(n):
+                key = lanes[other + r]
+                lanes[keys + r] = np.uint16(0xFFFF) if key == np.uint16(0) else key
+        else:
+            for r in range(n):
+                lanes[keys + r] = np.uint16(_key(rows[np.uint64(start) + r, feature], unknown))
+        last = feature
     # The rows that fill the last vector up are whatever was there: keys of earlier rows.
     filled = (n + np.uint64(_LANES - 1)) & ~np.uint64(_LANES - 1)
     for r in range(filled):
         sums[r] = np.uint32(0)
-    _split_block(program, n_splits, lanes, sums, filled)
+    _split_block(program, n_steps, lanes, sums, filled)
+
+
+@inlined
+def _below(nodes: Any, tree: Any, place: Any, keys: Any) -> Any:
+    """Return the place of the child that the row goes to; a leaf is its own."""
+    node = nodes[tree * np.uint32(_NODES) + place]
+    is_right = np.uint32(keys[node & np.uint32(0xFF)] > (node >> np.uint32(16)))
+    return ((node >> np.uint32(8)) & np.uint32(0xFF)) + is_right
 
 
 @compiled
 def _score_row(row: Any, columns: Any, nodes: Any, keys: Any) -> Any:
-    """Walk one row through all trees abreast; `keys` also holds where each tree's walk is.
-
-    32 bits wide throughout, so that the compiler gathers.
-    """
+    """Walk one row through all trees abreast; `keys` also holds where each tree's walk is."""
     n_columns = np.uint32(columns.shape[0])
-    n_trees = np.uint32(nodes.shape[0]) // np.uint32(2 * _NODES)
+    n_trees = np.uint32(nodes.shape[0]) // np.uint32(_NODES)
     for c in range(n_columns):
         keys[c] = _key(row[columns[c] & np.uint32(0xFFFF)], columns[c] >> np.uint32(16))
+    keys[n_columns] = np.uint32(0)
+    walks = n_columns + np.uint32(1)
     for tree in range(n_trees):
-        keys[n_columns + tree] = np.uint32(0)
-    for _ in range(DEPTH_MAX):
+        keys[walks + tree] = _below(nodes, tree, np.uint32(0), keys)
+    for _ in range(DEPTH_MAX - 2):
         for tree in range(n_trees):
-            node = nodes[tree * np.uint32(_NODES) + keys[n_columns + tree]]
-            is_right = np.uint32(keys[node & np.uint32(0xFF)] > (node >> np.uint32(16)))
-            keys[n_columns + tree] = ((node >> np.uint32(8)) & np.uint32(0xFF)) + is_right
-    leaves = n_trees * np.uint32(_NODES)
+            keys[walks + tree] = _below(nodes, tree, keys[walks + tree], keys)
     total = np.uint32(0)
     for tree in range(n_trees):
-        total += nodes[leaves + tree * np.uint32(_NODES) + keys[n_columns + tree]]
+        leaf = nodes[tree * np.uint32(_NODES) + _below(nodes, tree, keys[walks + tree], keys)]
+        total += np.uint32(np.int32(leaf) >> np.int32(16))
     return total
 
 
 @compiled
 def _margins(rows: Any, layout: Any, lanes: Any, sums: Any, margins: Any) -> None:
     """Fill each row's margin; sums are uint32, whose wrapping is the two's complement of int32."""
-    columns, program, n_splits, nodes, constant, scale = layout
+    columns, program, n_steps, nodes, constant, scale = layout
     if rows.shape[0] <= ALONE_MAX:
         for i in range(rows.shape[0]):
             total = _score_row(rows[i], columns, nodes, sums)
@@ -177,7 +217,7 @@ def _margins(rows: Any, layout: Any, lanes: Any, sums: Any, margins: Any) -> Non
         return
     for start in range(0, rows.shape[0], BLOCK_ROWS):
         n = min(BLOCK_ROWS, rows.shape[0] - start)
-        _score_block(rows, start, n, columns, program, n_splits, lanes, sums)
+        _score_block(rows, start, n, columns, program, n_steps, lanes, sums)
         for r in range(n):
             margins[start + r] = np.float64(np.int64(np.int32(sums[r])) + constant) * scale
 
@@ -241,7 +281,7 @@ class Scorer:
         self._shapley = Shapley(artifact.trees, feature, header.leaf_scale)
         n_columns = len(layout.columns)
         self._lanes = _cache_lines((n_columns + LEAVES_MAX) * BLOCK_ROWS * 2).view(np.uint16)
-        self._sums = _cache_lines(4 * max(BLOCK_ROWS, n_columns + header.n_trees)).view(np.uint32)
+        self._sums = _cache_lines(4 * max(BLOCK_ROWS, n_columns + 1 + header.n_trees)).view(np.uint32)
 
     @classmethod
     def load(cls, path: Path) -> "Scorer":
@@ -318,61 +358,74 @@ def _lay_out(trees: Trees, feature: NDArray[np.int64], scale: float) -> _Layout:
     keys = trees.feature.astype(np.int64) * 2 + (trees.unknown_left == 0)
     used = np.unique(keys)
     column = np.searchsorted(used, keys).tolist()
-    program: list[tuple[int, ...]] = []
+    values = len(used) * BLOCK_ROWS
+    program: list[list[int]] = []
+    n_steps: list[int] = []
     nodes: list[NDArray[np.uint32]] = []
-    values: list[NDArray[np.int32]] = []
     constant, first = 0, 0
     for tree, n_splits in enumerate(trees.n_splits.tolist()):
         splits = slice(first, first + n_splits)
         leaves = trees.leaf[first + tree : first + tree + n_splits + 1]
         if n_splits:
             threshold, left, right = (array[splits].tolist() for array in (trees.threshold, trees.left, trees.right))
-            program += _program(column[splits], threshold, left, right, leaves.view(np.uint16).tolist())
-            node, value = _walk(column[splits], threshold, left, right, leaves.tolist())
-            nodes.append(node)
-            values.append(value)
+            # As unsigned numbers, which fit next to thresholds.
+            bits = leaves.view(np.uint16).tolist()
+            steps = _program(column[splits], threshold, left, right, bits, values)
+            program += steps
+            n_steps.append(len(steps))
+            nodes.append(_walk(column[splits], threshold, left, right, bits, len(used)))
         else:
             constant += int(leaves[0])
         first += n_splits
     return _Layout(
         (feature[used // 2] | (used % 2 * 0xFFFF0000)).astype(np.uint32),
-        np.array(program, dtype=np.uint16).reshape(-1, 6),
-        trees.n_splits[trees.n_splits > 0],
-        np.concatenate([*nodes, *(value.view(np.uint32) for value in values), np.zeros(0, dtype=np.uint32)]),
+        np.array(program, dtype=np.uint16).reshape(-1, 12),
+        np.array(n_steps, dtype=np.uint8),
+        np.concatenate([*nodes, np.zeros(0, dtype=np.uint32)]),
         constant,
         scale,
     )
 
 
 def _program(
-    column: list[int], threshold: list[int], left: list[int], right: list[int], leaves: list[int]
-) -> list[tuple[int, ...]]:
-    """Return a tree's splits from the last to the root: a child follows its parent in `Trees`."""
+    column: list[int], threshold: list[int], left: list[int], right: list[int], leaves: list[int], values: int
+) -> list[list[int]]:
+    """Return a tree's splits from the last to the root, pairs but the root left out: a child follows its parent."""
+
+    def kind(child: int) -> int:
+        if child < 0:
+            return _LEAF
+        return _PAIR if left[child] < 0 and right[child] < 0 else _VALUES
+
+    def numbers(child: int) -> list[int]:
+        if child < 0:
+            return [0, 0, leaves[~child], 0]
+        if kind(child) == _PAIR:
+            return [column[child] * BLOCK_ROWS, threshold[child], leaves[~left[child]], leaves[~right[child]]]
+        return [values + child * BLOCK_ROWS, 0, 0, 0]
+
     program = []
     for i in reversed(range(len(column))):
-        low, high = left[i], right[i]
-        kind = (low >= 0) * _RIGHT_LEAF + (high >= 0) * _LEFT_LEAF
-        values = [leaves[~child] if child < 0 else child for child in (low, high)]
-        program.append((column[i], threshold[i], *values, i, kind))
+        if i == 0 or kind(i) != _PAIR:
+            kinds = 3 * kind(left[i]) + kind(right[i])
+            split = [column[i] * BLOCK_ROWS, threshold[i], values + i * BLOCK_ROWS, kinds]
+            program.append(split + numbers(left[i]) + numbers(right[i]))
     return program
 
 
 def _walk(
-    column: list[int], threshold: list[int], left: list[int], right: list[int], leaves: list[int]
-) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    """Return a tree's nodes, siblings side by side, and the leaves' values in the same places."""
+    column: list[int], threshold: list[int], left: list[int], right: list[int], leaves: list[int], nothing: int
+) -> NDArray[np.uint32]:
+    """Return a tree's nodes, siblings side by side; `nothing` is the column whose key is 0."""
     nodes = np.zeros(_NODES, dtype=np.uint32)
-    values = np.zeros(_NODES, dtype=np.int32)
     pending = [(0, 0)]
     n_nodes = 1
     while pending:
         child, place = pending.pop()
         if child < 0:
-            # No key is above 0xFFFF: the walk stays.
-            nodes[place] = 0xFFFF0000 | place << 8
-            values[place] = leaves[~child]
+            nodes[place] = leaves[~child] << 16 | place << 8 | nothing
             continue
         nodes[place] = threshold[child] << 16 | n_nodes << 8 | column[child]
         pending += [(left[child], n_nodes), (right[child], n_nodes + 1)]
         n_nodes += 2
-    return nodes, values
+    return nodes
