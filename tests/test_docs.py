@@ -115,16 +115,7 @@ def test_topics_name_the_fields_and_headers_of_the_codec() -> None:
 
 def test_commands_of_the_docs_exist() -> None:
     """Each `falconet …` that the docs show in code is a command with these options, and each `make …` a target."""
-    text = read(
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/operations.md",
-        "docs/deployment.md",
-        "docs/upgrade.md",
-        "docs/architecture.md",
-        "docs/training.md",
-        "docs/ingestion.md",
-    )
+    text = read("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
     snippets = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, re.DOTALL)
     code = " \n".join(block or inline for block, inline in snippets)
     known = {

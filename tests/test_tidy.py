@@ -165,9 +165,26 @@ def test_tests_say_what_is_true() -> None:
     assert silent == []
 
 
-def test_lock_names_no_host() -> None:
+LOCKS = (
+    "requirements.lock",
+    "deploy/build.lock",
+    "deploy/image.lock",
+    "tests/fuzz/requirements.lock",
+    "tests/validators/requirements.lock",
+)
+
+
+def test_every_lock_is_looked_at() -> None:
+    """A new lock comes under the test below."""
+    found = [path for pattern in ("*.lock", "*/*.lock", "tests/*/*.lock") for path in ROOT.glob(pattern)]
+
+    assert {str(path.relative_to(ROOT)) for path in found} == set(LOCKS)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_names_no_host(lock: str) -> None:
     """The lock pins every requirement with hashes and names no index, no host and no folder of a machine."""
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text = (ROOT / lock).read_text(encoding="utf-8")
     pins = re.findall(r"^(\S+)==(\S+)(?: ; [^\\\n]+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M)
 
     assert re.findall(r"://|--(?:extra-)?index-url|--find-links|--trusted-host|(?m:^/|@ )", text) == []
