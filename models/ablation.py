@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightgbm import Booster
 
 N_REPLICATES = 200
-"""Resamplings for the intervals: eight models on two periods, and the report has the served one's with 1,000."""
+"""Resamplings for the intervals: nine models on two periods, and the report has the served one's with 1,000."""
 
 ALL, NEW = "all", "new accounts"
 
@@ -74,11 +74,20 @@ class Variant(NamedTuple):
     margins: NDArray[np.float64]
 
 
-def variants(taught: Taught, rows: NDArray[np.float32], settings: Settings, *, seed: int, say: Say) -> list[Variant]:
+def variants(
+    taught: Taught,
+    served: tuple[str, "Booster"],
+    rows: NDArray[np.float32],
+    settings: Settings,
+    *,
+    seed: int,
+    say: Say,
+) -> list[Variant]:
     """Return the recipe with and without its steps.
 
     Args:
         taught: What the recipe starts from.
+        served: The student that was chosen among several, and what that step is called.
         rows: Trained columns of the rows to judge by, not rounded.
         settings: The student's.
         seed: Of LightGBM.
@@ -104,7 +113,8 @@ def variants(taught: Taught, rows: NDArray[np.float32], settings: Settings, *, s
             rows,
         ),
         ("rounded to 16 bits", lambda: fit(taught.lessons(), taught.kept, is_refined=False), taught.kept, cells),
-        ("leaves estimated together: the student", lambda: fit(taught.lessons(), taught.kept), taught.kept, cells),
+        ("leaves estimated together", lambda: fit(taught.lessons(), taught.kept), taught.kept, cells),
+        (served[0], lambda: served[1], taught.kept, cells),
         ("without a teacher", lambda: fit(taught.lessons(taught=False), taught.kept), taught.kept, cells),
         ("without cold copies", lambda: fit(taught.lessons(cold=False), taught.kept), taught.kept, cells),
         ("without unlabelled rows", lambda: fit(taught.lessons(more=False), taught.kept), taught.kept, cells),

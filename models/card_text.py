@@ -148,7 +148,10 @@ def _ablation(card: "Card", drawn: dict[str, Figure]) -> Lines:
         "recall @ 1 % FPR",
         "ROC AUC, new accounts",
     )
-    told = f"Each line has the steps above it done too; on {card.ablation.period}."
+    told = (
+        f"Each line has the steps above it done too, on {card.ablation.period}. Those *without* something are one draw "
+        "each, as *leaves estimated together* is: they compare with that line."
+    )
     return [told, "", *_figure(drawn, "ablation"), *tables.table(header, rows, right=(1, 2, 3)), ""]
 
 

@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     teacher: Settings = teacher.TEACHER
     student: Settings = distil.STUDENT
     effort: selection.Effort = selection.THOROUGH
+    n_students: int = distil.N_STUDENTS
     n_unlabelled: int = distil.N_UNLABELLED
     n_replicates: int = evaluate.N_REPLICATES
     is_quick: bool = False
@@ -60,6 +61,7 @@ QUICK = Plan(
     teacher=teacher.QUICK_TEACHER,
     student=distil.STUDENT | {"n_trees": 100, "learning_rate": 0.3},
     effort=selection.QUICK,
+    n_students=1,
     n_unlabelled=50_000,
     n_replicates=100,
     is_quick=True,
@@ -127,12 +129,12 @@ def train(
     large, kept = prepare(held, records.cuts, plan, seed=seed, progress=progress)
     registry.write_teacher(output, large.booster, slope=large.slope, intercept=large.intercept)
     taught = teach(held, large.booster, kept, progress)
-    student = distil.fit(taught.lessons(), kept, plan.student, seed=seed, say=partial(progress, "student"))
+    student = _student(taught, held, plan, seed=seed, progress=progress)
     _write(output, student, held, records, plan, budget, seed=seed)
     scorer = Scorer.load(output / registry.MODEL_FILE)
     drift.write(output, _reference(scorer, held.sample.take(held.tuned), held.rows[held.tuned]))
     if not plan.is_quick:
-        _ablate(output, taught, large.booster, held, records.cuts, plan, seed=seed, progress=progress)
+        _ablate(output, taught, large.booster, student, held, records.cuts, plan, seed=seed, progress=progress)
     result = _judge(output, held, records, plan, seed=seed, progress=progress)
     result = msgspec.structs.replace(result, training=meter.read())
     report.write(output, result)
@@ -234,6 +236,20 @@ def teach(
     return ablation.Taught(parts, compact.quantise(parts.rows), margins, compact.quantise(held.unlabelled), more, kept)
 
 
+def _student(taught: ablation.Taught, held: Rows, plan: Plan, *, seed: int, progress: Progress) -> "Booster":
+    chosen = held.tuned & (held.sample.account != dataset.BACKGROUND)
+    return distil.best(
+        taught.lessons(),
+        taught.kept,
+        plan.student,
+        n_students=plan.n_students,
+        cells=compact.quantise(held.rows[chosen][:, trained_columns()]),
+        is_phishing=held.sample.is_phishing[chosen],
+        seed=seed,
+        say=partial(progress, "students"),
+    )
+
+
 def _reference(scorer: Scorer, sample: Sample, rows: NDArray[np.float32]) -> drift.Reference:
     """Return what traffic is compared with: the rows that the model's calibration was fitted to."""
     told = scorer.header.calibration
@@ -298,6 +314,7 @@ def _method(held: Rows, plan: Plan) -> dict[str, bool | int | float | str]:
         "thresholds": "trained on the 16-bit grid",
         "leaves": "estimated together, 16 bits",
         "ridge": distil.RIDGE,
+        "n_students": plan.n_students,
         "is_quick": plan.is_quick,
     }
     return method | {f"share_{kind}": share for kind, share in learning.SHARES.items()}
@@ -307,6 +324,7 @@ def _ablate(
     folder: Path,
     taught: ablation.Taught,
     large: "Booster",
+    student: "Booster",
     held: Rows,
     cuts: Cuts,
     plan: Plan,
@@ -316,7 +334,8 @@ def _ablate(
 ) -> None:
     judged = held.sample.time >= cuts.validation_start
     sample, rows = held.sample.take(judged), held.rows[judged][:, trained_columns()]
-    made = ablation.variants(taught, rows, plan.student, seed=seed, say=partial(progress, "ablation"))
+    served = (f"best of {plan.n_students}: the student", student)
+    made = ablation.variants(taught, served, rows, plan.student, seed=seed, say=partial(progress, "ablation"))
     n_bytes = len(large.model_to_string(num_iteration=-1).encode())
     scored = [("teacher", n_bytes, large.num_trees(), rows.shape[1], _margins(large, rows))]
     scored += [(v.step, v.n_bytes, v.booster.num_trees(), v.n_features, v.margins) for v in made]

@@ -1,9 +1,10 @@
-"""The student's lessons, and its leaves estimated together."""
+"""The student's lessons, the choice of the best, and leaves estimated together."""
 
 import lightgbm
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 
 from models import compact, distil, learning
 from models.learning import SIMULATED, Parts
@@ -88,6 +89,26 @@ def walk(trees: compact.Trees, keys: NDArray[np.uint16], scale: float) -> NDArra
             sums[i] += trees.leaf[leaf + ~node]
         split, leaf = split + n_splits, leaf + n_splits + 1
     return sums * scale
+
+
+def test_best_student_is_the_one_of_highest_average_precision() -> None:
+    """On the rows to judge by, which are others than it learnt; the same seed gives the same one again."""
+    lessons, judged = distil.lessons(drawn(), None), drawn(400, seed=2)
+    kept = np.arange(3)
+
+    def best() -> lightgbm.Booster:
+        return distil.best(
+            lessons, kept, SETTINGS, n_students=4, cells=judged.rows, is_phishing=judged.is_phishing, seed=1, say=silent
+        )
+
+    def precision(booster: lightgbm.Booster) -> float:
+        return float(average_precision_score(judged.is_phishing, booster.predict(judged.rows[:, kept])))
+
+    everyone = [distil.fit(lessons, kept, SETTINGS, seed=1000 + i, say=silent) for i in range(4)]
+    found = [precision(booster) for booster in everyone]
+    assert len(set(found)) == 4
+    assert precision(best()) == max(found)
+    assert best().model_to_string() == everyone[int(np.argmax(found))].model_to_string()
 
 
 def test_leaves_estimated_together_fit_better_and_ask_the_same() -> None:

@@ -33,6 +33,7 @@ PLAN = train.Plan(
     teacher=teacher.TEACHER | SMALL | {"n_members": 2, "n_trees": 20, "lambda_l2": 1.0},
     student=distil.STUDENT | SMALL | {"n_trees": 30},
     effort=selection.Effort(n_draws=1, n_trees=15, every=2, many=2, few=2),
+    n_students=2,
     n_unlabelled=500,
     n_replicates=20,
 )
